@@ -1,0 +1,1 @@
+//! Criterion benchmarks of the engine, the codec and the QUIC driver.

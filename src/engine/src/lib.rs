@@ -1,0 +1,1 @@
+//! The state machine of one Generation shard: store, eviction, expiry, versions, cursors.

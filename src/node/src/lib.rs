@@ -1,0 +1,4 @@
+//! One Generation node, generic over its environment.
+
+pub mod env;
+pub mod mesh;

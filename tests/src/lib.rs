@@ -1,0 +1,1 @@
+//! Tests of Generation as a whole: real processes, real faults, fences.
