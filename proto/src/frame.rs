@@ -1,0 +1,328 @@
+//! Frames: a 16-byte header and a payload. The decoder takes a byte stream in whatever pieces it arrives and gives whole frames.
+
+use bytes::{Buf, Bytes, BytesMut};
+use zerocopy::byteorder::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Bytes of a frame header.
+pub const HEADER_LEN: usize = size_of::<Header>();
+
+/// Header flag: the frame is a reply.
+pub const FLAG_REPLY: u8 = 0b0000_0001;
+
+/// Header flags that must be zero. A flag may change how the payload is read, so an unknown one cannot be skipped.
+pub const FLAGS_RESERVED: u8 = !FLAG_REPLY;
+
+/// Most bytes reserved ahead for a frame that has only been announced. Beyond it memory grows with what arrives, so a peer
+/// cannot make a node reserve megabytes by sending 16 bytes.
+const MAX_RESERVE: usize = 64 << 10;
+
+/// The header of every frame, as it is on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Header {
+    /// Bytes that follow the header: for a reply its fixed part, then options, then the body.
+    pub len: U32,
+    /// The operation, [`crate::Opcode`]. A reply repeats the request's.
+    pub opcode: u8,
+    /// [`FLAG_REPLY`]; all others are zero.
+    pub flags: u8,
+    /// Bytes of options.
+    pub options_len: U16,
+    /// Chosen by the client; the reply repeats it. Replies come in any order.
+    pub request_id: U64,
+}
+
+const _: () = assert!(HEADER_LEN == 16, "the header is drawn as 16 bytes in PROTOCOL.md");
+
+/// Which side of a connection a [`Decoder`] reads for: it decides which frames are legal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Reads requests.
+    Server,
+    /// Reads replies.
+    Client,
+}
+
+/// A whole frame. The payload is a reference-counted slice of what was received, copied only where a frame straddled pieces.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Frame {
+    /// The operation's code; it may be one this version does not know.
+    pub opcode: u8,
+    /// Bytes of options.
+    pub options_len: u16,
+    /// The request's id.
+    pub request_id: u64,
+    /// Everything after the header.
+    pub payload: Bytes,
+}
+
+/// Why a byte stream cannot be read as frames. Nothing after the error can be trusted: the stream is done, and so is the
+/// connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// A header announces more than the limit.
+    #[error("frame {request_id} announces {len} bytes, more than the limit of {limit}")]
+    TooLarge {
+        /// Announced payload bytes.
+        len: u32,
+        /// The decoder's limit.
+        limit: u32,
+        /// The id in the header.
+        request_id: u64,
+    },
+    /// A reserved flag is set.
+    #[error("frame {request_id} has reserved flags set ({flags:#04x})")]
+    ReservedFlags {
+        /// The header's flags.
+        flags: u8,
+        /// The id in the header.
+        request_id: u64,
+    },
+    /// A reply where a request belongs, or the other way round.
+    #[error("frame {request_id} goes in the wrong direction")]
+    WrongDirection {
+        /// The id in the header.
+        request_id: u64,
+    },
+    /// The fixed part and the options do not fit the announced length.
+    #[error("frame {request_id} announces {len} bytes, too few for its {needed} bytes of fixed part and options")]
+    Overrun {
+        /// Announced payload bytes.
+        len: u32,
+        /// Bytes the header says are there at least.
+        needed: u32,
+        /// The id in the header.
+        request_id: u64,
+    },
+    /// The stream ended inside a frame.
+    #[error("the stream ended inside a frame, after {received} of its bytes")]
+    Truncated {
+        /// Bytes of the unfinished frame that arrived, header included.
+        received: usize,
+    },
+}
+
+impl FrameError {
+    /// The id of the frame at fault, where its header was read; a reply can then name it.
+    pub const fn request_id(&self) -> Option<u64> {
+        match *self {
+            Self::TooLarge { request_id, .. }
+            | Self::ReservedFlags { request_id, .. }
+            | Self::WrongDirection { request_id }
+            | Self::Overrun { request_id, .. } => Some(request_id),
+            Self::Truncated { .. } => None,
+        }
+    }
+
+    /// The status a reply to the frame carries.
+    pub const fn status(&self) -> crate::Status {
+        match self {
+            Self::TooLarge { .. } => crate::Status::FrameTooLarge,
+            _ => crate::Status::Malformed,
+        }
+    }
+}
+
+/// Turns a byte stream into frames.
+///
+/// Feed pieces as they arrive and drain all frames after each: a frame inside one piece is a slice of it, without a copy. A
+/// header is checked as soon as its 16 bytes are there, before any of its payload is kept. After an error the decoder stays
+/// in error.
+///
+/// ```
+/// use bytes::{Bytes, BytesMut};
+/// use generation_proto::{Decoder, Limits, Operation, Request, RequestOptions, Side};
+///
+/// let mut wire = BytesMut::new();
+/// let get = Request { id: 7, options: RequestOptions::default(), operation: Operation::Get { key: b"k" } };
+/// get.encode(&mut wire);
+/// let wire = wire.freeze();
+///
+/// let mut decoder = Decoder::new(Side::Server, Limits::default().max_frame_len());
+/// decoder.feed(wire.slice(..5)); // any boundary will do
+/// assert_eq!(decoder.next_frame(), Ok(None));
+/// decoder.feed(wire.slice(5..));
+/// let frame = decoder.next_frame().unwrap().unwrap();
+/// assert_eq!(Request::decode(&frame, &Limits::default()).unwrap(), get);
+/// ```
+#[derive(Debug)]
+pub struct Decoder {
+    side: Side,
+    limit: u32,
+    /// The piece being taken apart.
+    piece: Bytes,
+    /// An unfinished frame, header included; empty between frames.
+    partial: BytesMut,
+    failed: Option<FrameError>,
+}
+
+impl Decoder {
+    /// A decoder for one direction of one stream, refusing frames of more than `limit` payload bytes
+    /// ([`crate::Limits::max_frame_len`]).
+    pub fn new(side: Side, limit: usize) -> Self {
+        let limit = u32::try_from(limit).unwrap_or(u32::MAX);
+        Self {
+            side,
+            limit,
+            piece: Bytes::new(),
+            partial: BytesMut::new(),
+            failed: None,
+        }
+    }
+
+    /// Takes the next piece of the stream.
+    pub fn feed(&mut self, piece: Bytes) {
+        if self.piece.is_empty() {
+            self.piece = piece;
+        } else {
+            // The caller fed twice without draining: join, so that order is kept.
+            let mut joined = BytesMut::with_capacity(self.piece.len() + piece.len());
+            joined.extend_from_slice(&self.piece);
+            joined.extend_from_slice(&piece);
+            self.piece = joined.freeze();
+        }
+    }
+
+    /// The next whole frame, or `None` when more bytes are needed.
+    pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        let frame = if self.partial.is_empty() {
+            self.whole_in_piece()
+        } else {
+            self.completed_partial()
+        };
+        if let Err(error) = frame {
+            self.failed = Some(error);
+            self.piece = Bytes::new();
+            self.partial = BytesMut::new();
+        }
+        frame
+    }
+
+    /// Says whether the stream may end here: it may between frames only.
+    pub fn finish(&self) -> Result<(), FrameError> {
+        match (self.failed, self.buffered_len()) {
+            (Some(error), _) => Err(error),
+            (None, 0) => Ok(()),
+            (None, received) => Err(FrameError::Truncated { received }),
+        }
+    }
+
+    /// Bytes held for frames not yet given out.
+    pub fn buffered_len(&self) -> usize {
+        self.partial.len() + self.piece.len()
+    }
+
+    /// The usual case: a frame that lies whole in the current piece.
+    fn whole_in_piece(&mut self) -> Result<Option<Frame>, FrameError> {
+        let Ok((header, _)) = Header::ref_from_prefix(&self.piece) else {
+            self.partial.extend_from_slice(&self.piece);
+            self.piece = Bytes::new();
+            return Ok(None);
+        };
+        let header = *header;
+        self.check(&header)?;
+        let len = header.len.get() as usize;
+        if self.piece.len() < HEADER_LEN + len {
+            self.partial.reserve((HEADER_LEN + len).min(MAX_RESERVE));
+            self.partial.extend_from_slice(&self.piece);
+            self.piece = Bytes::new();
+            return Ok(None);
+        }
+        self.piece.advance(HEADER_LEN);
+        let payload = self.piece.split_to(len);
+        Ok(Some(frame(&header, payload)))
+    }
+
+    /// A frame begun in an earlier piece: copy just what it lacks.
+    fn completed_partial(&mut self) -> Result<Option<Frame>, FrameError> {
+        if !self.fill_partial(HEADER_LEN) {
+            return Ok(None);
+        }
+        let (header, _) = Header::read_from_prefix(&self.partial).expect("invariant: filled to a header's length");
+        self.check(&header)?;
+        let len = header.len.get() as usize;
+        if !self.fill_partial(HEADER_LEN + len) {
+            return Ok(None);
+        }
+        self.partial.advance(HEADER_LEN);
+        Ok(Some(frame(&header, self.partial.split().freeze())))
+    }
+
+    /// Moves bytes from the piece until `partial` has `len`; `false` when the piece ran out first.
+    fn fill_partial(&mut self, len: usize) -> bool {
+        let lacking = len.saturating_sub(self.partial.len()).min(self.piece.len());
+        self.partial.extend_from_slice(&self.piece[..lacking]);
+        self.piece.advance(lacking);
+        self.partial.len() >= len
+    }
+
+    fn check(&self, header: &Header) -> Result<(), FrameError> {
+        let request_id = header.request_id.get();
+        let len = header.len.get();
+        if header.flags & FLAGS_RESERVED != 0 {
+            return Err(FrameError::ReservedFlags {
+                flags: header.flags,
+                request_id,
+            });
+        }
+        let is_reply = header.flags & FLAG_REPLY != 0;
+        if is_reply != (self.side == Side::Client) {
+            return Err(FrameError::WrongDirection { request_id });
+        }
+        if len > self.limit {
+            return Err(FrameError::TooLarge {
+                len,
+                limit: self.limit,
+                request_id,
+            });
+        }
+        let fixed = if is_reply { crate::reply::META_LEN as u32 } else { 0 };
+        let needed = fixed + u32::from(header.options_len.get());
+        if needed > len {
+            return Err(FrameError::Overrun {
+                len,
+                needed,
+                request_id,
+            });
+        }
+        Ok(())
+    }
+}
+
+fn frame(header: &Header, payload: Bytes) -> Frame {
+    Frame {
+        opcode: header.opcode,
+        options_len: header.options_len.get(),
+        request_id: header.request_id.get(),
+        payload,
+    }
+}
+
+/// Starts a frame at the end of `out`: the header with its lengths still open. Returns where it starts, for [`end_frame`].
+pub(crate) fn begin_frame(out: &mut BytesMut, opcode: u8, flags: u8, request_id: u64) -> usize {
+    let start = out.len();
+    let header = Header {
+        len: U32::ZERO,
+        opcode,
+        flags,
+        options_len: U16::ZERO,
+        request_id: U64::new(request_id),
+    };
+    out.extend_from_slice(header.as_bytes());
+    start
+}
+
+/// Closes the frame begun at `start`: everything after its header is payload.
+///
+/// # Panics
+/// When the payload or the options are longer than the header can say, which the callers' own limits exclude.
+pub(crate) fn end_frame(out: &mut BytesMut, start: usize, options_len: usize) {
+    let len = u32::try_from(out.len() - start - HEADER_LEN).expect("invariant: payload below 4 GiB by limits");
+    let options_len = u16::try_from(options_len).expect("invariant: options below 64 KiB by their 8-bit lengths");
+    out[start..start + 4].copy_from_slice(&len.to_le_bytes());
+    out[start + 6..start + 8].copy_from_slice(&options_len.to_le_bytes());
+}

@@ -1,0 +1,70 @@
+//! Limits of the protocol, and how they depend on each other.
+
+/// Longest key, in bytes. Key lengths are 16-bit everywhere.
+pub const MAX_KEY_LEN: usize = 65_535;
+
+/// Longest value a node accepts unless configured otherwise, in bytes.
+pub const DEFAULT_MAX_VALUE_LEN: usize = 8 << 20;
+
+/// Largest value length that can be configured, in bytes: a frame's length is 32-bit and must hold a key and a value.
+pub const MAX_VALUE_LEN: usize = 1 << 30;
+
+/// Room in a frame beside one key and one value: fixed parts and options.
+pub const FRAME_OVERHEAD: usize = 4096;
+
+/// Most keys or entries in one `MultiGet`, `MultiPut`, `MultiDelete`, `Keys` page or `Entries` page. It is also the number of
+/// operations one log entry can hold, so that a batch for one shard always fits one entry.
+pub const MAX_BATCH: usize = 65_536;
+
+/// Longest echo payload of `Ping`, in bytes.
+pub const MAX_PING_LEN: usize = 1024;
+
+/// Longest client name in `Hello`, in bytes.
+pub const MAX_NAME_LEN: usize = 255;
+
+/// Number of slots: `slot = CRC16(key) mod SLOTS`, as Redis Cluster has it.
+pub const SLOTS: u16 = 16_384;
+
+/// Most shards in a cluster. Shards are few and fat; the slot is the fine grain.
+pub const MAX_SHARDS: usize = 4096;
+
+/// Most nodes in a map.
+pub const MAX_NODES: usize = 4096;
+
+/// Most replicas of one shard in a map (members, learners and leavers together).
+pub const MAX_REPLICAS: usize = 64;
+
+const _: () = assert!(
+    MAX_VALUE_LEN + MAX_KEY_LEN + FRAME_OVERHEAD <= u32::MAX as usize,
+    "a frame's 32-bit length must hold the largest entry"
+);
+const _: () = assert!(MAX_KEY_LEN <= u16::MAX as usize, "key lengths are 16-bit on the wire");
+const _: () = assert!(
+    MAX_SHARDS <= SLOTS as usize,
+    "a shard without a slot could never be addressed"
+);
+
+/// The limits one side enforces on what it decodes. A node states its own in the reply to `Hello`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest key accepted, in bytes, at most [`MAX_KEY_LEN`].
+    pub max_key_len: usize,
+    /// Longest value accepted, in bytes, at most [`MAX_VALUE_LEN`].
+    pub max_value_len: usize,
+}
+
+impl Limits {
+    /// Largest frame payload (the header's `len`) that can be legal under these limits, in bytes.
+    pub const fn max_frame_len(&self) -> usize {
+        self.max_key_len + self.max_value_len + FRAME_OVERHEAD
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_key_len: MAX_KEY_LEN,
+            max_value_len: DEFAULT_MAX_VALUE_LEN,
+        }
+    }
+}
