@@ -1,0 +1,80 @@
+//! The command line `generation`: which subcommands there are, and how each ends.
+//!
+//! A subcommand is a module with `Args` (clap) and `run(args, globals) -> Result<Exit, Failure>`. It prints results on standard
+//! output and nothing else there; failures go to standard error, once, here.
+
+pub mod certs;
+pub mod exit;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+pub use exit::{Exit, Failure, State};
+
+/// A sharded in-memory key-value store and cache: server, operations and data from one command.
+#[derive(Debug, Parser)]
+#[command(name = "generation", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    after_help = "Exit codes: 0 ok, 1 rejected, 2 usage or configuration, 3 not found, 4 condition failed,\n\
+    5 unavailable (nothing was changed), 6 in doubt (a write may have happened), 7 corruption."
+)]
+pub struct Cli {
+    /// Options of all subcommands.
+    #[command(flatten)]
+    pub globals: Globals,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options every subcommand takes, before or after its name.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Globals {
+    /// Print results and errors as JSON, one object a line.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make a certificate authority and sign certificates for nodes, clients and administrators.
+    Certs(certs::Args),
+}
+
+/// Parses the arguments of the process, runs the command, reports its failure; the exit code is the command's.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // `--help` and `--version` come this way too and are no failures. The pipe may be closed; nobody is left to tell.
+            let _ = error.print();
+            return if error.use_stderr() {
+                Exit::Usage.into()
+            } else {
+                Exit::Ok.into()
+            };
+        }
+    };
+    let globals = cli.globals;
+    let result = match cli.command {
+        Command::Certs(args) => certs::run(&args, &globals),
+    };
+    result
+        .unwrap_or_else(|failure| {
+            failure.report(globals.json);
+            failure.exit
+        })
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Cli::command().debug_assert();
+    }
+}
