@@ -1,1 +1,32 @@
 //! The state machine of one Generation shard: store, eviction, expiry, versions, cursors.
+//!
+//! A [`Shard`] is pure and synchronous. It has one owner, takes `&mut self`, holds no lock, and reads no clock: the log brings it
+//! commands and time ([`Shard::begin`], [`Shard::apply`]), and everything that replicas must agree on (outcomes, versions,
+//! accounting, [`Shard::state_hash`]) is a function of that log alone. Recency, layout in memory and hash-table geometry are each
+//! replica's own and never show in any of it.
+//!
+//! What follows from this:
+//! - **Nothing is evicted or expired by itself.** [`Shard::propose_victims`] and [`Shard::propose_expired`] offer entries by
+//!   `(hash, version)`; the caller puts them into the log, and [`Shard::apply`] removes those that have not changed since.
+//! - **Capacity is counted, not measured**: [`Shard::cost`] is arithmetic on lengths, the same on every replica and release.
+//! - **Cursors are positions in hash order**, so a scan begun on one replica resumes on another with the same seed.
+//!
+//! Not here: the codec of log entries, sessions, replication, durability, time.
+
+mod command;
+mod config;
+mod digest;
+mod hash;
+mod shard;
+mod stats;
+mod store;
+mod version;
+
+pub use command::{Command, Condition, Outcome, Victim};
+pub use config::{MAX_KEY_BYTES, MAX_VALUE_BYTES, Policy, ShardConfig};
+pub use shard::{Cursor, EntryRef, Progress, Shard};
+pub use stats::ShardStats;
+pub use version::Version;
+
+#[cfg(test)]
+mod tests;
