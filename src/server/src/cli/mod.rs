@@ -4,6 +4,8 @@
 //! output and nothing else there; failures go to standard error, once, here.
 
 pub mod certs;
+pub mod client_config;
+pub mod completions;
 pub mod exit;
 
 use std::process::ExitCode;
@@ -41,6 +43,8 @@ pub struct Globals {
 pub enum Command {
     /// Make a certificate authority and sign certificates for nodes, clients and administrators.
     Certs(certs::Args),
+    /// Print a completion script for a shell.
+    Completions(completions::Args),
 }
 
 /// Parses the arguments of the process, runs the command, reports its failure; the exit code is the command's.
@@ -60,6 +64,7 @@ pub fn main() -> ExitCode {
     let globals = cli.globals;
     let result = match cli.command {
         Command::Certs(args) => certs::run(&args, &globals),
+        Command::Completions(args) => completions::run(&args),
     };
     result
         .unwrap_or_else(|failure| {
