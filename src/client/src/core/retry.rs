@@ -1,0 +1,310 @@
+//! Whether, and when, a failed attempt is made again.
+//!
+//! Three things bound retries: the request's deadline, what is known of its effect (in doubt is final, unless the write belongs
+//! to a session), and a budget that all requests of a client share, so that retries cannot multiply the load on a cluster that
+//! is already failing. The budget is a token bucket fed by requests, not by time (Finagle's `RetryBudget`, gRPC's retry
+//! throttling, proposal A6).
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use super::error::{Error, NotSent};
+
+/// How retries are paced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryPolicy {
+    /// Wait before the first retry; it doubles with each.
+    pub initial_backoff: Duration,
+    /// Longest wait between two attempts, before what a node asks for.
+    pub max_backoff: Duration,
+    /// Retries earned by a hundred requests: 20 is one retry for five requests in the long run.
+    pub budget_percent: u32,
+    /// Retries that can be saved up. It is also what a new client starts with. 0 switches retries off.
+    pub budget_capacity: u32,
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self {
+            initial_backoff: Duration::from_millis(5),
+            max_backoff: Duration::from_millis(500),
+            budget_percent: 20,
+            budget_capacity: 1000,
+        }
+    }
+}
+
+/// The token bucket all requests of a client share.
+#[derive(Debug)]
+pub struct Budget {
+    /// Thousandths of a retry.
+    tokens: AtomicU32,
+    capacity: u32,
+    earned: u32,
+}
+
+/// Thousandths of a retry that one retry costs.
+const RETRY_COST: u32 = 1000;
+
+impl Budget {
+    /// A full bucket.
+    pub fn new(policy: &RetryPolicy) -> Self {
+        let capacity = policy.budget_capacity.saturating_mul(RETRY_COST);
+        Self {
+            tokens: AtomicU32::new(capacity),
+            capacity,
+            earned: policy.budget_percent.saturating_mul(RETRY_COST / 100),
+        }
+    }
+
+    /// A request begins: it earns its part of a retry.
+    pub fn deposit(&self) {
+        // A bucket that is full, which is the usual case, is only read.
+        let mut tokens = self.tokens.load(Ordering::Relaxed);
+        while tokens < self.capacity {
+            let more = tokens.saturating_add(self.earned).min(self.capacity);
+            match self
+                .tokens
+                .compare_exchange_weak(tokens, more, Ordering::Relaxed, Ordering::Relaxed)
+            {
+                Ok(_) => break,
+                Err(now) => tokens = now,
+            }
+        }
+    }
+
+    /// Pays for one retry, if there is enough.
+    pub fn withdraw(&self) -> bool {
+        self.tokens
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |tokens| {
+                tokens.checked_sub(RETRY_COST)
+            })
+            .is_ok()
+    }
+
+    /// Whole retries that are left.
+    pub fn left(&self) -> u32 {
+        self.tokens.load(Ordering::Relaxed) / RETRY_COST
+    }
+}
+
+/// The attempts of one request.
+#[derive(Debug, Clone, Copy)]
+pub struct Attempts {
+    deadline: Duration,
+    /// Whether a retry of what is in doubt is deduplicated by the cluster.
+    in_session: bool,
+    retries: u32,
+    redirects: u32,
+}
+
+/// Redirects that are followed at once. A chain longer than this means that leadership is moving about: wait.
+const FREE_REDIRECTS: u32 = 4;
+
+impl Attempts {
+    /// A request that must be done by `deadline`.
+    pub const fn new(deadline: Duration, in_session: bool) -> Self {
+        Self {
+            deadline,
+            in_session,
+            retries: 0,
+            redirects: 0,
+        }
+    }
+
+    /// When the request must be done.
+    pub const fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    /// How many attempts were made after the first.
+    pub const fn retries(&self) -> u32 {
+        self.retries + self.redirects
+    }
+
+    /// An attempt failed with `error`. Says how long to wait before the next one, or `None` when the error is final.
+    ///
+    /// `redirected`: the node named a leader newer than the one known, so the next attempt goes elsewhere at once and costs
+    /// nothing. `random` is any 64 random bits.
+    pub fn after(
+        &mut self,
+        error: &Error,
+        redirected: bool,
+        now: Duration,
+        policy: &RetryPolicy,
+        budget: &Budget,
+        random: u64,
+    ) -> Option<Duration> {
+        if !self.may_repeat(error) || now >= self.deadline {
+            return None;
+        }
+        if redirected && self.redirects < FREE_REDIRECTS {
+            self.redirects += 1;
+            return Some(Duration::ZERO);
+        }
+        let backoff = jittered(backoff(policy, self.retries), random);
+        // The node's advice is a floor, and the jitter on top of it keeps the refused from coming back all at once.
+        let delay = error.retry_after().map_or(backoff, |floor| floor + backoff);
+        if now + delay >= self.deadline || !budget.withdraw() {
+            return None;
+        }
+        self.retries += 1;
+        Some(delay)
+    }
+
+    fn may_repeat(&self, error: &Error) -> bool {
+        match error {
+            Error::Rejected(_) => false,
+            Error::InDoubt(_) => self.in_session,
+            Error::NotSent(error) => match error {
+                // Time is up, or asking again gives the same answer.
+                NotSent::Timeout { .. }
+                | NotSent::ReadOnly { .. }
+                | NotSent::TooStale { .. }
+                | NotSent::Protocol { .. }
+                | NotSent::Closed => false,
+                NotSent::Connect(error) => error.is_transient(),
+                NotSent::ConnectionLost { .. }
+                | NotSent::Busy { .. }
+                | NotSent::NoQuorum { .. }
+                | NotSent::NoLeader { .. }
+                | NotSent::ShuttingDown { .. }
+                | NotSent::Other { .. } => true,
+            },
+        }
+    }
+}
+
+/// Exponential backoff: the `n`-th wait without jitter.
+pub fn backoff(policy: &RetryPolicy, n: u32) -> Duration {
+    policy
+        .initial_backoff
+        .saturating_mul(1 << n.min(20))
+        .min(policy.max_backoff)
+}
+
+/// Between half of `delay` and all of it ("equal jitter": M. Brooker, Exponential Backoff and Jitter, AWS 2015).
+pub fn jittered(delay: Duration, random: u64) -> Duration {
+    let half = delay / 2;
+    let part = (half.as_nanos() as u64).saturating_add(1);
+    half + Duration::from_nanos(random % part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::error::{InDoubt, Rejected};
+
+    const NOW: Duration = Duration::from_secs(100);
+    const DEADLINE: Duration = Duration::from_secs(101);
+
+    fn busy(retry_after_ms: u64) -> Error {
+        NotSent::Busy {
+            peer: String::new(),
+            retry_after: Duration::from_millis(retry_after_ms),
+        }
+        .into()
+    }
+
+    fn lost() -> Error {
+        InDoubt::ConnectionLost {
+            peer: String::new(),
+            reason: String::new(),
+        }
+        .into()
+    }
+
+    #[test]
+    fn what_is_in_doubt_is_repeated_in_a_session_only() {
+        let policy = RetryPolicy::default();
+        let budget = Budget::new(&policy);
+        let mut plain = Attempts::new(DEADLINE, false);
+        assert_eq!(plain.after(&lost(), false, NOW, &policy, &budget, 1), None);
+        assert_eq!(plain.after(&lost(), true, NOW, &policy, &budget, 1), None);
+        let mut session = Attempts::new(DEADLINE, true);
+        assert!(session.after(&lost(), false, NOW, &policy, &budget, 1).is_some());
+    }
+
+    #[test]
+    fn a_rejection_is_final() {
+        let policy = RetryPolicy::default();
+        let budget = Budget::new(&policy);
+        let error = Rejected::NotANumber.into();
+        assert_eq!(
+            Attempts::new(DEADLINE, true).after(&error, false, NOW, &policy, &budget, 1),
+            None
+        );
+    }
+
+    #[test]
+    fn retry_after_is_a_floor_and_the_deadline_a_ceiling() {
+        let policy = RetryPolicy::default();
+        let budget = Budget::new(&policy);
+        for random in [0, 1, u64::MAX] {
+            let mut attempts = Attempts::new(DEADLINE, false);
+            let delay = attempts
+                .after(&busy(200), false, NOW, &policy, &budget, random)
+                .unwrap();
+            assert!(
+                delay >= Duration::from_millis(200) && delay <= Duration::from_millis(205),
+                "{delay:?}"
+            );
+            assert_eq!(attempts.after(&busy(2000), false, NOW, &policy, &budget, random), None);
+            assert_eq!(
+                attempts.after(&busy(0), false, DEADLINE, &policy, &budget, random),
+                None
+            );
+        }
+    }
+
+    #[test]
+    fn redirects_are_free_until_they_go_in_circles() {
+        let policy = RetryPolicy {
+            budget_capacity: 1,
+            budget_percent: 0,
+            ..RetryPolicy::default()
+        };
+        let budget = Budget::new(&policy);
+        let moved = NotSent::NoLeader { shard: 0 }.into();
+        let mut attempts = Attempts::new(DEADLINE, false);
+        for _ in 0..FREE_REDIRECTS {
+            assert_eq!(
+                attempts.after(&moved, true, NOW, &policy, &budget, 7),
+                Some(Duration::ZERO)
+            );
+        }
+        assert!(attempts.after(&moved, true, NOW, &policy, &budget, 7).unwrap() > Duration::ZERO);
+        assert_eq!(
+            attempts.after(&moved, true, NOW, &policy, &budget, 7),
+            None,
+            "the budget is spent"
+        );
+    }
+
+    #[test]
+    fn requests_earn_retries_up_to_the_capacity() {
+        let policy = RetryPolicy {
+            budget_capacity: 2,
+            budget_percent: 50,
+            ..RetryPolicy::default()
+        };
+        let budget = Budget::new(&policy);
+        assert!(budget.withdraw() && budget.withdraw() && !budget.withdraw());
+        budget.deposit();
+        assert!(!budget.withdraw());
+        budget.deposit();
+        assert!(budget.withdraw());
+        for _ in 0..100 {
+            budget.deposit();
+        }
+        assert_eq!(budget.left(), 2);
+    }
+
+    #[test]
+    fn backoff_doubles_up_to_its_bound_and_never_overflows() {
+        let policy = RetryPolicy::default();
+        assert_eq!(backoff(&policy, 0), Duration::from_millis(5));
+        assert_eq!(backoff(&policy, 3), Duration::from_millis(40));
+        assert_eq!(backoff(&policy, u32::MAX), policy.max_backoff);
+    }
+}

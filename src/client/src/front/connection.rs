@@ -1,0 +1,548 @@
+//! One connection to one core of one node: a lane on which small requests are pipelined, and a stream each for what is large.
+//!
+//! Callers encode straight into one buffer; a writer task hands to QUIC whatever has gathered while it was away, so a busy
+//! connection batches by itself. A reader task takes replies apart and wakes whom they are for. A third task gives up requests
+//! whose time has passed: it sleeps until the earliest deadline it has seen, so a deadline costs a comparison, not a timer.
+//!
+//! Invariants:
+//! - What is unanswered is bounded by `IN_FLIGHT` permits of `PERMIT_BYTES` each; beyond that callers wait.
+//! - A future that is dropped leaves no entry behind. Where its request is still in the buffer its permits follow it out.
+//! - When the connection ends, each request learns whether it was handed to QUIC: only then can it have been executed.
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Bytes, BytesMut};
+use generation_proto::{Decoder, Frame, Limits, Side};
+use quinn::{ReadError, RecvStream, SendStream, VarInt};
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::core::pending::Pending;
+
+/// Permits for unanswered requests on a connection.
+const IN_FLIGHT: usize = 8192;
+/// Bytes of a request that one permit covers, so that permits bound memory too.
+const PERMIT_BYTES: usize = 4096;
+/// Most permits one request takes, so that the largest does not need the connection to itself.
+const MAX_PERMITS: usize = IN_FLIGHT / 4;
+/// Room made in the buffer at a time.
+const BUFFER_BYTES: usize = 16 << 10;
+/// Pieces of the stream taken from QUIC at a time.
+const READ_CHUNKS: usize = 32;
+/// Requests of this many bytes and more get a stream of their own, so that the small ones do not wait behind them.
+pub(crate) const LARGE_REQUEST_BYTES: usize = 64 << 10;
+/// Code with which a stream is given up whose request nobody waits for any more.
+const CANCELLED: VarInt = VarInt::from_u32(1);
+
+/// What the node said of itself in its answer to `Hello`.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    /// Its address, for messages.
+    pub(crate) addr: String,
+    pub(crate) node: u64,
+    pub(crate) core: u16,
+    pub(crate) cores: u16,
+    pub(crate) limits: Limits,
+    pub(crate) max_frame_len: usize,
+}
+
+/// Why a request has no reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// The connection ended before the request was handed to QUIC.
+    NotWritten(Arc<str>),
+    /// The connection ended afterwards.
+    Lost(Arc<str>),
+    /// Time ran out; `queued` tells whether the request may still go out, or has.
+    TimedOut { queued: bool },
+}
+
+/// An open connection.
+pub(crate) struct Connection {
+    pub(crate) peer: Peer,
+    quic: quinn::Connection,
+    state: Mutex<State>,
+    permits: Semaphore,
+    sweeper: Notify,
+    open: AtomicBool,
+}
+
+struct State {
+    pending: Pending<Waiting>,
+    /// Requests not yet handed to QUIC.
+    out: BytesMut,
+    /// Number of the batch that `out` will be; those below it have been handed over.
+    batch: u64,
+    /// Permits of requests in `out` whose callers went away.
+    orphans: usize,
+    writer: Option<Waker>,
+    /// No request's deadline is before this; `None`: nobody has asked to be woken.
+    earliest: Option<Instant>,
+    closed: Option<Arc<str>>,
+}
+
+struct Waiting {
+    batch: u64,
+    deadline: Instant,
+    progress: Progress,
+}
+
+/// When deadlines are looked at again.
+enum Next {
+    At(Instant),
+    /// Nothing is unanswered.
+    WhenWoken,
+    /// The connection has ended.
+    Never,
+}
+
+enum Progress {
+    Unanswered(Option<Waker>),
+    Done(Result<Frame, Loss>),
+}
+
+impl Connection {
+    /// Takes over an open connection whose `Hello` has been answered.
+    pub(crate) fn start(
+        peer: Peer,
+        quic: quinn::Connection,
+        send: SendStream,
+        recv: RecvStream,
+        decoder: Decoder,
+    ) -> Arc<Self> {
+        let connection = Arc::new(Self {
+            peer,
+            quic,
+            state: Mutex::new(State {
+                pending: Pending::default(),
+                out: BytesMut::new(),
+                batch: 0,
+                orphans: 0,
+                writer: None,
+                earliest: None,
+                closed: None,
+            }),
+            permits: Semaphore::new(IN_FLIGHT),
+            sweeper: Notify::new(),
+            open: AtomicBool::new(true),
+        });
+        tokio::spawn(write_lane(connection.clone(), send));
+        tokio::spawn(read_lane(connection.clone(), recv, decoder));
+        tokio::spawn(sweep(connection.clone()));
+        connection
+    }
+
+    /// Whether requests can be sent.
+    pub(crate) fn is_open(&self) -> bool {
+        self.open.load(Ordering::Acquire)
+    }
+
+    /// Sends a request on the lane and waits for its reply. `len` is about how many bytes `encode` will append.
+    pub(crate) async fn request(
+        &self,
+        len: usize,
+        deadline: Instant,
+        encode: impl FnOnce(u64, &mut BytesMut),
+    ) -> Result<Frame, Loss> {
+        let permit = self.permit(len, deadline).await?;
+        self.enqueue(permit, deadline, encode)?.await
+    }
+
+    /// Sends a request on a stream of its own and waits for its reply.
+    pub(crate) async fn request_alone(
+        &self,
+        len: usize,
+        deadline: Instant,
+        encode: impl FnOnce(u64, &mut BytesMut),
+    ) -> Result<Frame, Loss> {
+        let _permit = self.permit(len, deadline).await?;
+        let mut request = BytesMut::with_capacity(len);
+        encode(0, &mut request);
+        let opened = timeout_at(deadline, self.quic.open_bi()).await;
+        let (send, mut recv) = match opened {
+            Ok(Ok(streams)) => streams,
+            Ok(Err(error)) => return Err(Loss::NotWritten(self.reason(&error))),
+            Err(_) => return Err(Loss::TimedOut { queued: false }),
+        };
+        let mut send = CancelOnDrop(Some(send));
+        let exchange = async {
+            send.write(request.freeze()).await.map_err(|error| error.to_string())?;
+            let mut decoder = Decoder::new(Side::Client, self.peer.max_frame_len);
+            next_frame(&mut recv, &mut decoder).await
+        };
+        let reply = timeout_at(deadline, exchange).await;
+        if reply.is_ok() {
+            send.disarm();
+        }
+        match reply {
+            Ok(Ok(frame)) => Ok(frame),
+            Ok(Err(reason)) => Err(Loss::Lost(match self.quic.close_reason() {
+                Some(error) => self.reason(&error),
+                None => reason.into(),
+            })),
+            Err(_) => Err(Loss::TimedOut { queued: true }),
+        }
+    }
+
+    /// Permits that are taken: at least one for each request that is unanswered or not yet written.
+    pub(crate) fn permits_taken(&self) -> usize {
+        IN_FLIGHT - self.permits.available_permits()
+    }
+
+    /// Ends the connection; unanswered requests learn it.
+    pub(crate) fn close(&self, reason: &str) {
+        self.quic.close(VarInt::from_u32(0), reason.as_bytes());
+        self.fail(reason.into());
+    }
+
+    /// Completes when QUIC has closed too.
+    pub(crate) async fn closed(&self) {
+        self.quic.closed().await;
+    }
+
+    fn reason(&self, error: &quinn::ConnectionError) -> Arc<str> {
+        match &self.lock().closed {
+            // What this side knew first says more than that it then closed the connection.
+            Some(reason) => reason.clone(),
+            None => describe(error).into(),
+        }
+    }
+
+    async fn permit(&self, len: usize, deadline: Instant) -> Result<SemaphorePermit<'_>, Loss> {
+        let permits = (1 + len / PERMIT_BYTES).min(MAX_PERMITS) as u32;
+        if let Ok(permit) = self.permits.try_acquire_many(permits) {
+            return Ok(permit);
+        }
+        match timeout_at(deadline, self.permits.acquire_many(permits)).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) => Err(Loss::NotWritten(self.closed_reason())),
+            Err(_) => Err(Loss::TimedOut { queued: false }),
+        }
+    }
+
+    fn closed_reason(&self) -> Arc<str> {
+        self.lock().closed.clone().unwrap_or_else(|| "closed".into())
+    }
+
+    fn enqueue<'c>(
+        &'c self,
+        permit: SemaphorePermit<'c>,
+        deadline: Instant,
+        encode: impl FnOnce(u64, &mut BytesMut),
+    ) -> Result<InFlight<'c>, Loss> {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if let Some(reason) = &state.closed {
+            return Err(Loss::NotWritten(reason.clone()));
+        }
+        let id = state.pending.next_id();
+        if state.out.capacity() - state.out.len() < 1024 {
+            state.out.reserve(BUFFER_BYTES);
+        }
+        encode(id, &mut state.out);
+        let batch = state.batch;
+        state.pending.insert(Waiting {
+            batch,
+            deadline,
+            progress: Progress::Unanswered(None),
+        });
+        let writer = state.writer.take();
+        let sooner = state.earliest.is_none_or(|earliest| deadline < earliest);
+        if sooner {
+            state.earliest = Some(deadline);
+        }
+        drop(guard);
+        if let Some(writer) = writer {
+            writer.wake();
+        }
+        if sooner {
+            self.sweeper.notify_one();
+        }
+        Ok(InFlight {
+            connection: self,
+            id,
+            permit: Some(permit),
+        })
+    }
+
+    /// The state. A caller that panicked while it encoded left at worst half a frame, for which the node closes the connection.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next batch for QUIC and the permits to give back once it is written; `None` when the connection has ended.
+    fn poll_batch(&self, cx: &mut Context<'_>) -> Poll<Option<(Bytes, usize)>> {
+        let mut state = self.lock();
+        if state.closed.is_some() {
+            return Poll::Ready(None);
+        }
+        if state.out.is_empty() {
+            state.writer = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        state.batch += 1;
+        let orphans = std::mem::take(&mut state.orphans);
+        Poll::Ready(Some((state.out.split().freeze(), orphans)))
+    }
+
+    /// Hands replies to those who wait for them.
+    fn complete(&self, frames: &mut Vec<Frame>, wakers: &mut Vec<Waker>) {
+        let mut state = self.lock();
+        for frame in frames.drain(..) {
+            // A reply nobody waits for is one whose time had passed.
+            if let Some(waiting) = state.pending.get_mut(frame.request_id) {
+                wakers.extend(waiting.finish(Ok(frame)));
+            }
+        }
+        drop(state);
+        for waker in wakers.drain(..) {
+            waker.wake();
+        }
+    }
+
+    /// Ends every request: the connection is gone.
+    fn fail(&self, reason: Arc<str>) {
+        self.open.store(false, Ordering::Release);
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if state.closed.is_some() {
+            return;
+        }
+        tracing::debug!(peer = %self.peer.addr, core = self.peer.core, %reason, "connection closed");
+        let batch = state.batch;
+        let mut wakers: Vec<Waker> = state.writer.take().into_iter().collect();
+        for waiting in state.pending.iter_mut() {
+            let loss = if waiting.batch < batch {
+                Loss::Lost(reason.clone())
+            } else {
+                Loss::NotWritten(reason.clone())
+            };
+            wakers.extend(waiting.finish(Err(loss)));
+        }
+        state.out = BytesMut::new();
+        state.closed = Some(reason);
+        drop(guard);
+        self.permits.close();
+        self.sweeper.notify_one();
+        for waker in wakers {
+            waker.wake();
+        }
+    }
+
+    /// Gives up what is past its deadline; says when to look again.
+    fn sweep(&self, now: Instant) -> Next {
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        if state.closed.is_some() {
+            return Next::Never;
+        }
+        if let Some(earliest) = state.earliest.filter(|&earliest| earliest > now) {
+            return Next::At(earliest);
+        }
+        let mut wakers = Vec::new();
+        let mut earliest = None;
+        for waiting in state.pending.iter_mut() {
+            if matches!(waiting.progress, Progress::Done(_)) {
+                continue;
+            }
+            if waiting.deadline <= now {
+                wakers.extend(waiting.finish(Err(Loss::TimedOut { queued: true })));
+            } else {
+                earliest = Some(earliest.map_or(waiting.deadline, |earliest: Instant| earliest.min(waiting.deadline)));
+            }
+        }
+        state.earliest = earliest;
+        drop(guard);
+        for waker in wakers {
+            waker.wake();
+        }
+        earliest.map_or(Next::WhenWoken, Next::At)
+    }
+}
+
+impl Waiting {
+    /// Sets the result, once; gives the waker of whoever waits.
+    fn finish(&mut self, result: Result<Frame, Loss>) -> Option<Waker> {
+        match std::mem::replace(&mut self.progress, Progress::Done(result)) {
+            Progress::Unanswered(waker) => waker,
+            done @ Progress::Done(_) => {
+                self.progress = done;
+                None
+            }
+        }
+    }
+}
+
+/// A request on the lane, until its reply.
+struct InFlight<'c> {
+    connection: &'c Connection,
+    id: u64,
+    /// `None` once the reply was taken.
+    permit: Option<SemaphorePermit<'c>>,
+}
+
+impl Future for InFlight<'_> {
+    type Output = Result<Frame, Loss>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.connection.lock();
+        let waiting = state
+            .pending
+            .get_mut(self.id)
+            .expect("invariant: only this future takes its entry out");
+        if let Progress::Unanswered(waker) = &mut waiting.progress {
+            match waker {
+                Some(waker) => waker.clone_from(cx.waker()),
+                None => *waker = Some(cx.waker().clone()),
+            }
+            return Poll::Pending;
+        }
+        let waiting = state.pending.remove(self.id);
+        drop(state);
+        self.permit = None;
+        match waiting.map(|waiting| waiting.progress) {
+            Some(Progress::Done(result)) => Poll::Ready(result),
+            _ => unreachable!("invariant: checked above under the same lock"),
+        }
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        let Some(permit) = self.permit.take() else {
+            return;
+        };
+        let mut state = self.connection.lock();
+        let waiting = state.pending.remove(self.id);
+        let in_buffer = waiting.is_some_and(|waiting| waiting.batch == state.batch);
+        if in_buffer && state.closed.is_none() {
+            state.orphans += permit.num_permits();
+            permit.forget();
+        }
+    }
+}
+
+/// A stream of its own, reset when its request is cancelled: half a request must not look like a whole one.
+struct CancelOnDrop(Option<SendStream>);
+
+impl CancelOnDrop {
+    async fn write(&mut self, request: Bytes) -> Result<(), quinn::WriteError> {
+        let Some(send) = &mut self.0 else { return Ok(()) };
+        send.write_chunk(request).await?;
+        // Nothing follows, and the node can forget the stream when it has answered.
+        let _ = send.finish();
+        Ok(())
+    }
+
+    fn disarm(&mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if let Some(send) = &mut self.0 {
+            let _ = send.reset(CANCELLED);
+        }
+    }
+}
+
+async fn write_lane(connection: Arc<Connection>, mut send: SendStream) {
+    while let Some((batch, orphans)) = poll_fn(|cx| connection.poll_batch(cx)).await {
+        if let Err(error) = send.write_chunk(batch).await {
+            connection.quic.close(VarInt::from_u32(0), b"");
+            connection.fail(match error {
+                quinn::WriteError::ConnectionLost(error) => describe(&error).into(),
+                other => format!("the lane was stopped: {other}").into(),
+            });
+            break;
+        }
+        if orphans > 0 {
+            connection.permits.add_permits(orphans);
+        }
+    }
+}
+
+async fn read_lane(connection: Arc<Connection>, mut recv: RecvStream, mut decoder: Decoder) {
+    let reason = read_frames(&connection, &mut recv, &mut decoder).await;
+    // Whatever the reason, nothing that follows on this lane can be trusted.
+    connection.quic.close(VarInt::from_u32(0), b"");
+    connection.fail(reason.into());
+}
+
+/// Reads until the lane ends; says why it did.
+async fn read_frames(connection: &Connection, recv: &mut RecvStream, decoder: &mut Decoder) -> String {
+    let mut chunks = [const { Bytes::new() }; READ_CHUNKS];
+    let (mut frames, mut wakers) = (Vec::new(), Vec::new());
+    loop {
+        let count = match recv.read_chunks(&mut chunks).await {
+            Ok(Some(count)) => count,
+            Ok(None) => return "the node ended the lane".to_owned(),
+            Err(ReadError::ConnectionLost(error)) => return describe(&error),
+            Err(error) => return format!("the lane was reset: {error}"),
+        };
+        for chunk in &mut chunks[..count] {
+            decoder.feed(std::mem::take(chunk));
+            loop {
+                match decoder.next_frame() {
+                    Ok(Some(frame)) => frames.push(frame),
+                    Ok(None) => break,
+                    Err(error) => {
+                        connection.complete(&mut frames, &mut wakers);
+                        return format!("the node does not follow the protocol: {error}");
+                    }
+                }
+            }
+        }
+        connection.complete(&mut frames, &mut wakers);
+    }
+}
+
+async fn sweep(connection: Arc<Connection>) {
+    loop {
+        match connection.sweep(Instant::now()) {
+            Next::At(next) => tokio::select! {
+                () = connection.sweeper.notified() => {}
+                () = sleep_until(next) => {}
+            },
+            Next::WhenWoken => connection.sweeper.notified().await,
+            Next::Never => break,
+        }
+    }
+}
+
+/// The next frame of a stream that is read by one request alone.
+pub(crate) async fn next_frame(recv: &mut RecvStream, decoder: &mut Decoder) -> Result<Frame, String> {
+    loop {
+        match decoder.next_frame() {
+            Ok(Some(frame)) => return Ok(frame),
+            Ok(None) => {}
+            Err(error) => return Err(format!("the node does not follow the protocol: {error}")),
+        }
+        match recv.read_chunk(usize::MAX, true).await {
+            Ok(Some(chunk)) => decoder.feed(chunk.bytes),
+            Ok(None) => return Err("the node ended the stream without a reply".to_owned()),
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+}
+
+/// What ended a connection, in words.
+pub(crate) fn describe(error: &quinn::ConnectionError) -> String {
+    use quinn::ConnectionError as E;
+    match error {
+        E::ApplicationClosed(close) if close.reason.is_empty() => {
+            format!("closed by the node, code {}", close.error_code)
+        }
+        E::ApplicationClosed(close) => format!("closed by the node: {}", String::from_utf8_lossy(&close.reason)),
+        E::ConnectionClosed(close) => format!("aborted by the node: {close}"),
+        E::TimedOut => "the node has gone silent".to_owned(),
+        E::Reset => "the node was restarted".to_owned(),
+        E::LocallyClosed => "closed by this client".to_owned(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,724 @@
+//! A request's way: route, send, and, where that is safe, again.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use generation_proto::reply::ReplyError;
+use generation_proto::{Class, Frame, Limits, Map, Operation, Reply, Request, RequestOptions, Status};
+use tokio::time::{Instant, sleep, timeout};
+use tracing::Instrument;
+
+use super::connection::{Connection, LARGE_REQUEST_BYTES, Loss};
+use super::pool::{Key, Pool};
+use super::tls::Identity;
+use crate::core::consistency::Consistency;
+use crate::core::error::{ConnectError, Error, InDoubt, NotSent, Refusal, Rejected};
+use crate::core::reply::Meta;
+use crate::core::retry::{Attempts, Budget, RetryPolicy};
+use crate::core::routing::{Routes, Target};
+use crate::core::session::SessionToken;
+
+/// Between the attempts at two seeds, so that the first to be named is used when it is well.
+const SEED_STAGGER: Duration = Duration::from_millis(150);
+/// The part of the time left that a node is not told of, so that its answer arrives before this side gives up.
+const DEADLINE_MARGIN: Duration = Duration::from_millis(100);
+/// Values shorter than this are copied out of the receive buffer, which they would otherwise keep alive whole.
+const COPY_BELOW_BYTES: usize = 16 << 10;
+
+/// What a client is configured to.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) cluster: String,
+    pub(crate) seeds: Vec<String>,
+    pub(crate) name: String,
+    pub(crate) timeout: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) retry: RetryPolicy,
+    pub(crate) consistency: Consistency,
+}
+
+/// What all clones of a client share.
+pub(crate) struct Inner {
+    pub(super) settings: Settings,
+    pool: Arc<Pool>,
+    pub(super) routes: RwLock<Routes>,
+    /// What was seen of each shard, as (epoch, index).
+    seen: Mutex<Vec<(u32, u64)>>,
+    pub(super) budget: Budget,
+    random: Arc<AtomicU64>,
+    refreshing: AtomicBool,
+}
+
+/// Whom a request is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum To {
+    Shard(u16),
+    Node(u64),
+    /// Any node will do.
+    Any,
+}
+
+/// A reply that is a success or an answer.
+pub(crate) struct Answer {
+    frame: Frame,
+    body_at: usize,
+    connection: Arc<Connection>,
+    is_write: bool,
+    pub(crate) meta: Meta,
+    /// `false`: the key is absent.
+    pub(crate) found: bool,
+    pub(crate) expires_at_ms: Option<u64>,
+}
+
+impl Answer {
+    /// The body, still in the receive buffer.
+    pub(crate) fn body(&self) -> Bytes {
+        self.frame.payload.slice(self.body_at..)
+    }
+
+    /// The body as a value that may be kept.
+    pub(crate) fn value(&self) -> Bytes {
+        keep(&self.body())
+    }
+
+    pub(crate) fn counter(&self) -> Result<i64, Error> {
+        let body = self.body();
+        let counter: [u8; 8] = body[..]
+            .try_into()
+            .map_err(|_| self.malformed(&ReplyError("counter")))?;
+        Ok(i64::from_le_bytes(counter))
+    }
+
+    pub(crate) fn peer(&self) -> &str {
+        &self.connection.peer.addr
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        self.connection.peer.limits
+    }
+
+    /// The error for a body that cannot be read.
+    pub(crate) fn malformed(&self, error: &ReplyError) -> Error {
+        protocol_error(self.peer(), self.is_write, &error.to_string())
+    }
+}
+
+/// A part of a reply as a value that may be kept: a short one is copied, so that it does not hold on to the whole buffer.
+pub(crate) fn keep(part: &Bytes) -> Bytes {
+    if part.len() < COPY_BELOW_BYTES {
+        Bytes::copy_from_slice(part)
+    } else {
+        part.clone()
+    }
+}
+
+/// An attempt that failed, and whether the next one goes elsewhere for a reason.
+pub(crate) struct Failure {
+    pub(crate) error: Error,
+    pub(crate) redirected: bool,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            redirected: false,
+        }
+    }
+}
+
+impl Inner {
+    pub(crate) async fn connect(identity: Identity, settings: Settings) -> Result<Arc<Self>, ConnectError> {
+        let mut start = [0; 8];
+        identity.random(&mut start)?;
+        let random = Arc::new(AtomicU64::new(u64::from_le_bytes(start)));
+        let pool = {
+            let random = random.clone();
+            Arc::new(Pool::new(
+                identity,
+                settings.cluster.clone(),
+                settings.name.clone(),
+                settings.connect_timeout,
+                Box::new(move || next_random(&random)),
+            ))
+        };
+        let map = match map_from_seeds(&pool, &settings).await {
+            Ok(map) => map,
+            Err(error) => {
+                pool.close();
+                return Err(error);
+            }
+        };
+        let routes = Routes::new(map).map_err(|error| ConnectError::Handshake {
+            peer: settings.seeds.join(", "),
+            reason: error.to_string(),
+        })?;
+        let seen = Mutex::new(vec![(0, 0); usize::from(routes.shards())]);
+        Ok(Arc::new(Self {
+            budget: Budget::new(&settings.retry),
+            settings,
+            pool,
+            routes: RwLock::new(routes),
+            seen,
+            random,
+            refreshing: AtomicBool::new(false),
+        }))
+    }
+
+    pub(crate) fn cluster(&self) -> &str {
+        &self.settings.cluster
+    }
+
+    pub(crate) fn current_map(&self) -> Map {
+        self.read_routes().current_map()
+    }
+
+    pub(crate) fn retries_left(&self) -> u32 {
+        self.budget.left()
+    }
+
+    pub(crate) fn permits_taken(&self) -> usize {
+        self.pool.permits_taken()
+    }
+
+    pub(crate) fn random(&self) -> u64 {
+        next_random(&self.random)
+    }
+
+    pub(crate) fn shard_of(&self, key: &[u8]) -> u16 {
+        self.read_routes().shard_of(key)
+    }
+
+    pub(crate) fn read_routes(&self) -> std::sync::RwLockReadGuard<'_, Routes> {
+        self.routes.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_routes(&self) -> std::sync::RwLockWriteGuard<'_, Routes> {
+        self.routes.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn session_token(&self) -> SessionToken {
+        let mut token = SessionToken::new();
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        for (shard, &(epoch, index)) in seen.iter().enumerate().filter(|(_, seen)| seen.1 != 0) {
+            token.observe(shard as u16, epoch, index);
+        }
+        token
+    }
+
+    pub(crate) fn seen(&self, shard: u16) -> (u32, u64) {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.get(usize::from(shard)).copied().unwrap_or_default()
+    }
+
+    pub(crate) fn observe(&self, shard: u16, epoch: u32, index: u64) {
+        if index == 0 {
+            return;
+        }
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(seen) = seen.get_mut(usize::from(shard)) {
+            *seen = (*seen).max((epoch, index));
+        }
+    }
+
+    pub(crate) async fn close(&self) {
+        for connection in self.pool.close() {
+            connection.closed().await;
+        }
+    }
+
+    /// Sends a request, again where that is safe and there is time and budget, and gives the answer.
+    pub(crate) async fn call(
+        self: &Arc<Self>,
+        to: To,
+        operation: Operation<'_>,
+        options: RequestOptions,
+        consistency: Option<&Consistency>,
+        allowed: Option<Duration>,
+    ) -> Result<Answer, Error> {
+        let span = tracing::debug_span!("request", operation = ?operation.opcode(), ?to);
+        self.attempts(to, operation, options, consistency, allowed)
+            .instrument(span)
+            .await
+    }
+
+    async fn attempts(
+        self: &Arc<Self>,
+        to: To,
+        operation: Operation<'_>,
+        mut options: RequestOptions,
+        consistency: Option<&Consistency>,
+        allowed: Option<Duration>,
+    ) -> Result<Answer, Error> {
+        let allowed = allowed.unwrap_or(self.settings.timeout);
+        let start = Instant::now();
+        let deadline = start + allowed;
+        let mut attempts = Attempts::new(allowed, false);
+        self.budget.deposit();
+        loop {
+            if let (To::Shard(shard), Some(consistency)) = (to, consistency) {
+                options.consistency = consistency.on_wire(shard, self.seen(shard));
+            }
+            let failure = match self.target(to, attempts.retries()) {
+                Ok(target) => {
+                    let len = request_len(&operation);
+                    match self
+                        .attempt(to, target, operation, len, options, deadline, allowed)
+                        .await
+                    {
+                        Ok(answer) => return Ok(answer),
+                        Err(failure) => failure,
+                    }
+                }
+                Err(error) => error.into(),
+            };
+            let delay = attempts.after(
+                &failure.error,
+                failure.redirected,
+                start.elapsed(),
+                &self.settings.retry,
+                &self.budget,
+                self.random(),
+            );
+            let Some(delay) = delay else {
+                return Err(failure.error);
+            };
+            tracing::debug!(error = %failure.error, ?delay, "trying again");
+            if !delay.is_zero() {
+                sleep(delay).await;
+            }
+        }
+    }
+
+    fn target(&self, to: To, attempt: u32) -> Result<Target, Error> {
+        let routes = self.read_routes();
+        let any = |id: u64| {
+            routes.node(id).map(|node| Target {
+                node: node.id,
+                addr: node.addr,
+                core: 0,
+            })
+        };
+        match to {
+            To::Shard(shard) => routes.target(shard, attempt).ok_or_else(|| {
+                Rejected::InvalidArgument(format!(
+                    "there is no shard {shard}: the cluster has {}, counted from 0",
+                    routes.shards()
+                ))
+                .into()
+            }),
+            To::Node(id) => any(id)
+                .ok_or_else(|| Rejected::InvalidArgument(format!("there is no node {id} in the cluster's map")).into()),
+            To::Any => {
+                let nodes = &routes.map().nodes;
+                nodes
+                    .get(attempt as usize % nodes.len().max(1))
+                    .and_then(|node| any(node.id))
+                    .ok_or_else(|| NotSent::NoLeader { shard: 0 }.into())
+            }
+        }
+    }
+
+    /// One attempt at a request of about `len` bytes. Whatever it teaches about the cluster is noted on the way.
+    #[allow(clippy::too_many_arguments, reason = "the parts of one attempt, used in two places")]
+    pub(crate) async fn attempt(
+        self: &Arc<Self>,
+        to: To,
+        target: Target,
+        operation: Operation<'_>,
+        len: usize,
+        mut options: RequestOptions,
+        deadline: Instant,
+        allowed: Duration,
+    ) -> Result<Answer, Failure> {
+        let key = Key {
+            addr: target.addr,
+            core: target.core,
+        };
+        let connection = match self.pool.get(key, Some(target.node), deadline).await {
+            Ok(connection) => connection,
+            Err(error) => {
+                self.silent(to, target);
+                return Err(error.into());
+            }
+        };
+        check_value(&operation, &connection)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let told = left.saturating_sub((left / 8).min(DEADLINE_MARGIN));
+        options.deadline_ms = Some(u32::try_from(told.as_millis()).unwrap_or(u32::MAX).max(1));
+        let encode = |id, out: &mut _| {
+            Request { id, options, operation }.encode(out);
+        };
+        let alone = len >= LARGE_REQUEST_BYTES || matches!(operation, Operation::Keys(_) | Operation::Entries(_));
+        let frame = if alone {
+            connection.request_alone(len, deadline, encode).await
+        } else {
+            connection.request(len, deadline, encode).await
+        };
+        let is_write = operation.opcode().is_write();
+        match frame {
+            Ok(frame) => self.read(to, target, key, &operation, connection, frame, allowed),
+            Err(loss) => {
+                self.silent(to, target);
+                Err(lost(loss, &connection.peer.addr, is_write, allowed).into())
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of one attempt, used in one place")]
+    fn read(
+        self: &Arc<Self>,
+        to: To,
+        target: Target,
+        key: Key,
+        operation: &Operation<'_>,
+        connection: Arc<Connection>,
+        frame: Frame,
+        allowed: Duration,
+    ) -> Result<Answer, Failure> {
+        let opcode = operation.opcode();
+        let is_write = opcode.is_write();
+        let peer = connection.peer.addr.as_str();
+        let reply = Reply::decode(&frame).map_err(|error| protocol_error(peer, is_write, &error.to_string()))?;
+        if reply.opcode != opcode.code() {
+            return Err(protocol_error(peer, is_write, "the reply is to another operation").into());
+        }
+        if reply.meta.map_epoch > self.read_routes().epoch() {
+            self.refresh_soon();
+        }
+        let found = match Status::class_of_code(reply.meta.status) {
+            Class::Ok => true,
+            Class::Answer if reply.meta.status() == Some(Status::NotFound) => false,
+            _ => return Err(self.refused(to, target, key, &connection, &reply, is_write, allowed)),
+        };
+        let shard_epoch = self.read_routes().shard_epoch(reply.meta.shard);
+        if let To::Shard(_) = to {
+            self.observe(reply.meta.shard, shard_epoch, reply.meta.index);
+        }
+        let meta = Meta {
+            version: reply.meta.version,
+            index: reply.meta.index,
+            shard: reply.meta.shard,
+            shard_epoch,
+            node: connection.peer.node,
+            map_epoch: reply.meta.map_epoch,
+            server_time_ms: reply.meta.server_time_ms,
+            consistency_code: reply.meta.consistency,
+            age_ms: reply.options.age_ms,
+        };
+        let body_at = frame.payload.len() - reply.body.len();
+        let expires_at_ms = reply.options.expires_at_ms;
+        Ok(Answer {
+            frame,
+            body_at,
+            connection,
+            is_write,
+            meta,
+            found,
+            expires_at_ms,
+        })
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the parts of one attempt, used in one place")]
+    fn refused(
+        self: &Arc<Self>,
+        to: To,
+        target: Target,
+        key: Key,
+        connection: &Arc<Connection>,
+        reply: &Reply<'_>,
+        is_write: bool,
+        allowed: Duration,
+    ) -> Failure {
+        let error = Refusal {
+            status: reply.meta.status,
+            shard: match to {
+                To::Shard(shard) => shard,
+                To::Node(_) | To::Any => reply.meta.shard,
+            },
+            version: reply.meta.version,
+            peer: &connection.peer.addr,
+            message: reply.options.message.unwrap_or_default(),
+            retry_after: reply
+                .options
+                .retry_after_ms
+                .map(|ms| Duration::from_millis(u64::from(ms))),
+            age: reply.options.age_ms.map(|ms| Duration::from_millis(u64::from(ms))),
+            is_write,
+            timeout: allowed,
+        }
+        .error();
+        let mut redirected = false;
+        match (reply.meta.status(), to) {
+            (Some(Status::Moved), To::Shard(shard)) => {
+                redirected = self.moved(shard, target.node, reply);
+            }
+            (Some(Status::ShuttingDown), _) => {
+                self.pool.retire(key, connection);
+                self.silent(to, target);
+            }
+            _ => {}
+        }
+        Failure { error, redirected }
+    }
+
+    /// A redirect: take it if it is news, else look for someone who knows better.
+    pub(crate) fn moved(self: &Arc<Self>, shard: u16, asked: u64, reply: &Reply<'_>) -> bool {
+        let redirected = {
+            let mut routes = self.write_routes();
+            let redirected = reply.options.moved.is_some_and(|moved| routes.learn(shard, &moved));
+            if !redirected {
+                routes.suspect(shard, asked);
+            }
+            redirected
+        };
+        if !redirected {
+            self.refresh_soon();
+        }
+        redirected
+    }
+
+    /// A node did not answer: ask another, and whether the map has changed.
+    pub(crate) fn silent(self: &Arc<Self>, to: To, target: Target) {
+        if let To::Shard(shard) = to {
+            self.write_routes().suspect(shard, target.node);
+        }
+        self.refresh_soon();
+    }
+
+    /// Fetches the map in the background, unless somebody does already.
+    pub(crate) fn refresh_soon(self: &Arc<Self>) {
+        if self.refreshing.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let inner = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = inner.refresh().await {
+                tracing::debug!(%error, "the map could not be refreshed");
+            }
+            inner.refreshing.store(false, Ordering::Release);
+        });
+    }
+
+    /// Fetches the map from whichever node answers first: the ones connected, then those of the map, then the seeds.
+    pub(crate) async fn refresh(self: &Arc<Self>) -> Result<(), Error> {
+        let mut last = None;
+        let mut nodes: Vec<(Key, u64)> = {
+            let routes = self.read_routes();
+            let key = |addr| Key { addr, core: 0 };
+            routes
+                .map()
+                .nodes
+                .iter()
+                .map(|node| (key(node.addr), node.id))
+                .collect()
+        };
+        if !nodes.is_empty() {
+            let first = self.random() as usize % nodes.len();
+            nodes.rotate_left(first);
+        }
+        let wait = self.settings.connect_timeout;
+        if let Some(connection) = self.pool.any_open() {
+            match fetch_map(&connection, wait).await {
+                Ok(map) => return self.install(map),
+                Err(error) => last = Some(error),
+            }
+        }
+        for (key, node) in nodes {
+            let asked = async {
+                let connection = self.pool.get(key, Some(node), Instant::now() + wait).await?;
+                fetch_map(&connection, wait).await
+            };
+            match asked.await {
+                Ok(map) => return self.install(map),
+                Err(error) => last = Some(error),
+            }
+        }
+        match map_from_seeds(&self.pool, &self.settings).await {
+            Ok(map) => self.install(map),
+            Err(error) => Err(last.unwrap_or_else(|| error.into())),
+        }
+    }
+
+    fn install(&self, map: Map) -> Result<(), Error> {
+        let epoch = map.epoch;
+        let mut routes = self.write_routes();
+        let installed = routes.install(map).map_err(|error| NotSent::Protocol {
+            peer: self.settings.cluster.clone(),
+            reason: error.to_string(),
+        })?;
+        let shards = usize::from(routes.shards());
+        let addresses: Vec<SocketAddr> = routes.map().nodes.iter().map(|node| node.addr).collect();
+        drop(routes);
+        tracing::debug!(epoch, ?installed, "map");
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() < shards {
+            seen.resize(shards, (0, 0));
+        }
+        drop(seen);
+        if !addresses.is_empty() {
+            self.pool.prune(|addr| addresses.contains(&addr));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.pool.close();
+    }
+}
+
+async fn map_from_seeds(pool: &Arc<Pool>, settings: &Settings) -> Result<Map, ConnectError> {
+    let mut attempts: FuturesUnordered<_> = settings
+        .seeds
+        .iter()
+        .enumerate()
+        .map(|(n, seed)| async move {
+            sleep(SEED_STAGGER * n as u32).await;
+            map_from_seed(pool, seed, settings.connect_timeout).await
+        })
+        .collect();
+    let mut errors = Vec::new();
+    while let Some(result) = attempts.next().await {
+        match result {
+            Ok(map) => return Ok(map),
+            Err(error) => errors.push(error),
+        }
+    }
+    match errors.len() {
+        1 => Err(errors.remove(0)),
+        _ => Err(ConnectError::NoSeed(errors)),
+    }
+}
+
+async fn map_from_seed(pool: &Arc<Pool>, seed: &str, wait: Duration) -> Result<Map, ConnectError> {
+    let unresolved = |reason: String| ConnectError::Resolve {
+        seed: seed.to_owned(),
+        reason,
+    };
+    let addrs = match timeout(wait, tokio::net::lookup_host(seed)).await {
+        Ok(addrs) => addrs.map_err(|error| unresolved(error.to_string()))?,
+        Err(_) => return Err(unresolved("the resolver does not answer".to_owned())),
+    };
+    let mut last = unresolved("it has none".to_owned());
+    for addr in addrs {
+        let asked = async {
+            let connection = pool.get(Key { addr, core: 0 }, None, Instant::now() + wait).await?;
+            fetch_map(&connection, wait).await
+        };
+        match asked.await {
+            Ok(map) => return Ok(map),
+            Err(Error::NotSent(NotSent::Connect(error))) => last = *error,
+            Err(error) => {
+                last = ConnectError::Handshake {
+                    peer: addr.to_string(),
+                    reason: error.to_string(),
+                }
+            }
+        }
+    }
+    Err(last)
+}
+
+async fn fetch_map(connection: &Arc<Connection>, wait: Duration) -> Result<Map, Error> {
+    let peer = connection.peer.addr.as_str();
+    let request = |id, out: &mut _| {
+        Request {
+            id,
+            options: RequestOptions::default(),
+            operation: Operation::Map,
+        }
+        .encode(out);
+    };
+    let frame = connection
+        .request(64, Instant::now() + wait, request)
+        .await
+        .map_err(|loss| lost(loss, peer, false, wait))?;
+    let reply = Reply::decode(&frame).map_err(|error| protocol_error(peer, false, &error.to_string()))?;
+    if reply.meta.status() != Some(Status::Ok) {
+        return Err(NotSent::Other {
+            peer: peer.to_owned(),
+            code: reply.meta.status,
+            message: reply.options.message.unwrap_or("no map").to_owned(),
+        }
+        .into());
+    }
+    Map::decode(reply.body).map_err(|error| protocol_error(peer, false, &error.to_string()))
+}
+
+/// The error for a request without a reply.
+pub(crate) fn lost(loss: Loss, peer: &str, is_write: bool, allowed: Duration) -> Error {
+    match loss {
+        Loss::Lost(reason) if is_write => InDoubt::ConnectionLost {
+            peer: peer.to_owned(),
+            reason: reason.as_ref().into(),
+        }
+        .into(),
+        Loss::Lost(reason) | Loss::NotWritten(reason) => NotSent::ConnectionLost {
+            peer: peer.to_owned(),
+            reason: reason.as_ref().into(),
+        }
+        .into(),
+        Loss::TimedOut { queued: true } if is_write => InDoubt::Timeout { after: allowed }.into(),
+        Loss::TimedOut { .. } => NotSent::Timeout { after: allowed }.into(),
+    }
+}
+
+/// The error for a reply that makes no sense: what became of a write is then unknown.
+pub(crate) fn protocol_error(peer: &str, is_write: bool, reason: &str) -> Error {
+    let (peer, reason) = (peer.to_owned(), reason.to_owned());
+    if is_write {
+        InDoubt::Unknown { peer, message: reason }.into()
+    } else {
+        NotSent::Protocol { peer, reason }.into()
+    }
+}
+
+fn check_value(operation: &Operation<'_>, connection: &Connection) -> Result<(), Error> {
+    if let Operation::Put { value, .. } = operation {
+        let limit = connection.peer.limits.max_value_len;
+        if value.len() > limit {
+            return Err(Rejected::ValueTooLarge {
+                len: value.len(),
+                limit,
+            }
+            .into());
+        }
+    }
+    Ok(())
+}
+
+/// Refuses keys that no node takes, before they are encoded.
+pub(crate) fn check_key(key: &[u8]) -> Result<(), Error> {
+    let limit = generation_proto::limits::MAX_KEY_LEN;
+    match key.len() {
+        0 => Err(Rejected::EmptyKey.into()),
+        len if len > limit => Err(Rejected::KeyTooLarge { len, limit }.into()),
+        _ => Ok(()),
+    }
+}
+
+/// About how many bytes a request takes that is not a list.
+fn request_len(operation: &Operation<'_>) -> usize {
+    const FIXED: usize = 64;
+    FIXED
+        + match operation {
+            Operation::Put { key, value } => key.len() + value.len(),
+            other => other.key().map_or(0, <[u8]>::len),
+        }
+}
+
+/// `SplitMix64` (G. Steele, D. Lea, C. Flood: Fast splittable pseudorandom number generators, 2014): for jitter, not for secrets.
+fn next_random(state: &AtomicU64) -> u64 {
+    const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut z = state.fetch_add(GAMMA, Ordering::Relaxed).wrapping_add(GAMMA);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

@@ -1,0 +1,21 @@
+//! The client over tokio and quinn.
+//!
+//! Builders ([`ops`], [`multi`], [`scan`]) turn what a caller asks into requests; [`dispatch`] routes them, sends them again
+//! where that is safe, and sorts errors; [`pool`] holds a [`connection`] for each core of each node; [`tls`] knows who the
+//! nodes must be. All decisions are the core's ([`crate::core`]); here are only the clock, the tasks and the sockets.
+
+mod client;
+mod config;
+mod connection;
+mod dispatch;
+mod multi;
+mod ops;
+mod pool;
+mod scan;
+mod tls;
+
+pub use client::{Client, ClientBuilder};
+pub use config::{ClientConfig, ConfigError, Credential};
+pub use multi::{Item, MultiDelete, MultiGet, MultiPut, PutItem};
+pub use ops::{Delete, Get, Incr, Put, Touch};
+pub use scan::{Cursor, ParseCursorError, Scan, ScanPage, ScanStream};

@@ -1,0 +1,594 @@
+//! Requests about several keys: scattered by the core that owns them, gathered in the order given.
+//!
+//! Keys are grouped by (node, core), cut into batches, and sent together. What a node did not take is tried again in a next
+//! round, as single requests are; what is in doubt is not. Each key has its own result.
+
+use std::collections::HashMap;
+use std::future::IntoFuture;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use futures_util::stream;
+use generation_proto::limits::MAX_BATCH;
+use generation_proto::reply::MultiResult;
+use generation_proto::request::{self, ItemList, KeyList};
+use generation_proto::{Class, Condition, Opcode, Operation, RequestOptions, Status};
+use tokio::time::{Instant, sleep};
+use tracing::Instrument;
+
+use super::client::Client;
+use super::dispatch::{Answer, Inner, To, check_key, keep};
+use super::ops::{Sending, common_options, read_options, ttl_ms};
+use crate::core::consistency::Consistency;
+use crate::core::error::{Error, NotSent, Refusal, Rejected};
+use crate::core::reply::{Entry, GetReply, Meta, WriteReply};
+use crate::core::retry::Attempts;
+use crate::core::routing::Target;
+use crate::core::session::SessionToken;
+
+/// Most keys of a batch. Larger ones gain nothing and make others wait behind them.
+const BATCH_KEYS: usize = 4096;
+/// Most keys of a batch of reads: what comes back is of unknown size and has to fit a frame.
+const BATCH_READS: usize = 1024;
+/// Most bytes of a batch, unless a single item is larger.
+const BATCH_BYTES: usize = 512 << 10;
+/// Batches of one request under way at a time.
+const BATCHES_AT_ONCE: usize = 32;
+
+const _: () = assert!(BATCH_KEYS <= MAX_BATCH, "a batch is one request");
+
+/// One item of a [`Client::multi_put`]: a pair of key and value, or an [`Item`].
+pub trait PutItem {
+    /// The key.
+    fn key(&self) -> &[u8];
+    /// The value.
+    fn value(&self) -> &[u8];
+    /// Time until the entry expires; `None`: it does not.
+    fn ttl(&self) -> Option<Duration> {
+        None
+    }
+}
+
+impl<K: AsRef<[u8]>, V: AsRef<[u8]>> PutItem for (K, V) {
+    fn key(&self) -> &[u8] {
+        self.0.as_ref()
+    }
+
+    fn value(&self) -> &[u8] {
+        self.1.as_ref()
+    }
+}
+
+/// A reference to an item is one too.
+impl<T: PutItem> PutItem for &T {
+    fn key(&self) -> &[u8] {
+        (*self).key()
+    }
+
+    fn value(&self) -> &[u8] {
+        (*self).value()
+    }
+
+    fn ttl(&self) -> Option<Duration> {
+        (*self).ttl()
+    }
+}
+
+/// A key and a value, with a time to live if it has one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item<K = Bytes, V = Bytes> {
+    /// The key.
+    pub key: K,
+    /// The value.
+    pub value: V,
+    /// Time until the entry expires, in whole milliseconds and at least one; `None`: it does not.
+    pub ttl: Option<Duration>,
+}
+
+impl<K, V> Item<K, V> {
+    /// An item that does not expire.
+    pub const fn new(key: K, value: V) -> Self {
+        Self { key, value, ttl: None }
+    }
+
+    /// Time until the entry expires.
+    #[must_use]
+    pub fn ttl(self, ttl: Duration) -> Self {
+        Self { ttl: Some(ttl), ..self }
+    }
+}
+
+impl<K: AsRef<[u8]>, V: AsRef<[u8]>> PutItem for Item<K, V> {
+    fn key(&self) -> &[u8] {
+        self.key.as_ref()
+    }
+
+    fn value(&self) -> &[u8] {
+        self.value.as_ref()
+    }
+
+    fn ttl(&self) -> Option<Duration> {
+        self.ttl
+    }
+}
+
+/// A read of several entries; see [`Client::multi_get`].
+#[must_use = "a request is sent when it is awaited"]
+#[derive(Debug)]
+pub struct MultiGet<'c, K> {
+    client: &'c Client,
+    keys: Vec<K>,
+    consistency: Option<Consistency>,
+    timeout: Option<Duration>,
+}
+
+impl<'c, K: AsRef<[u8]>> MultiGet<'c, K> {
+    pub(super) const fn new(client: &'c Client, keys: Vec<K>) -> Self {
+        Self {
+            client,
+            keys,
+            consistency: None,
+            timeout: None,
+        }
+    }
+
+    common_options!();
+    read_options!();
+
+    /// Sends it; a result per key, in the order given.
+    pub async fn send(self) -> Vec<Result<GetReply, Error>>
+    where
+        K: Sync,
+    {
+        let inner = &self.client.inner;
+        let consistency = self.consistency.as_ref().unwrap_or(&inner.settings.consistency);
+        let keys = Keys(&self.keys);
+        let scatter = Scatter::new(
+            inner,
+            Opcode::MultiGet,
+            &keys,
+            Condition::None,
+            Some(consistency),
+            self.timeout,
+        );
+        let results = scatter.run().await;
+        results.into_iter().map(|result| result.map(PerKey::into_get)).collect()
+    }
+}
+
+impl<'c, K: AsRef<[u8]> + Send + Sync + 'c> IntoFuture for MultiGet<'c, K> {
+    type Output = Vec<Result<GetReply, Error>>;
+    type IntoFuture = Sending<'c, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.send())
+    }
+}
+
+/// A write of several entries; see [`Client::multi_put`].
+#[must_use = "a request is sent when it is awaited"]
+#[derive(Debug)]
+pub struct MultiPut<'c, T> {
+    client: &'c Client,
+    items: Vec<T>,
+    condition: Condition,
+    timeout: Option<Duration>,
+}
+
+impl<'c, T: PutItem> MultiPut<'c, T> {
+    pub(super) const fn new(client: &'c Client, items: Vec<T>) -> Self {
+        Self {
+            client,
+            items,
+            condition: Condition::None,
+            timeout: None,
+        }
+    }
+
+    common_options!();
+
+    /// Writes only the items whose keys are absent; the others fail with [`Rejected::ConditionFailed`].
+    pub const fn if_absent(mut self) -> Self {
+        self.condition = Condition::IfAbsent;
+        self
+    }
+
+    /// Sends it; a result per item, in the order given.
+    pub async fn send(self) -> Vec<Result<WriteReply, Error>>
+    where
+        T: Sync,
+    {
+        let items = Items(&self.items);
+        let inner = &self.client.inner;
+        let scatter = Scatter::new(inner, Opcode::MultiPut, &items, self.condition, None, self.timeout);
+        let results = scatter.run().await;
+        results
+            .into_iter()
+            .map(|result| result.map(PerKey::into_write))
+            .collect()
+    }
+}
+
+impl<'c, T: PutItem + Send + Sync + 'c> IntoFuture for MultiPut<'c, T> {
+    type Output = Vec<Result<WriteReply, Error>>;
+    type IntoFuture = Sending<'c, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.send())
+    }
+}
+
+/// A removal of several entries; see [`Client::multi_delete`].
+#[must_use = "a request is sent when it is awaited"]
+#[derive(Debug)]
+pub struct MultiDelete<'c, K> {
+    client: &'c Client,
+    keys: Vec<K>,
+    timeout: Option<Duration>,
+}
+
+impl<'c, K: AsRef<[u8]>> MultiDelete<'c, K> {
+    pub(super) const fn new(client: &'c Client, keys: Vec<K>) -> Self {
+        Self {
+            client,
+            keys,
+            timeout: None,
+        }
+    }
+
+    common_options!();
+
+    /// Sends it; a result per key, in the order given. [`WriteReply::found`] says whether there was an entry.
+    pub async fn send(self) -> Vec<Result<WriteReply, Error>>
+    where
+        K: Sync,
+    {
+        let keys = Keys(&self.keys);
+        let inner = &self.client.inner;
+        let scatter = Scatter::new(inner, Opcode::MultiDelete, &keys, Condition::None, None, self.timeout);
+        let results = scatter.run().await;
+        results
+            .into_iter()
+            .map(|result| result.map(PerKey::into_write))
+            .collect()
+    }
+}
+
+impl<'c, K: AsRef<[u8]> + Send + Sync + 'c> IntoFuture for MultiDelete<'c, K> {
+    type Output = Vec<Result<WriteReply, Error>>;
+    type IntoFuture = Sending<'c, Self::Output>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.send())
+    }
+}
+
+/// What a scatter is about, by position.
+trait Source: Sync {
+    fn len(&self) -> usize;
+    fn item(&self, n: usize) -> request::Item<'_>;
+}
+
+struct Keys<'k, K>(&'k [K]);
+
+impl<K: AsRef<[u8]> + Sync> Source for Keys<'_, K> {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn item(&self, n: usize) -> request::Item<'_> {
+        request::Item {
+            key: self.0[n].as_ref(),
+            value: &[],
+            ttl_ms: None,
+        }
+    }
+}
+
+struct Items<'k, T>(&'k [T]);
+
+impl<T: PutItem + Sync> Source for Items<'_, T> {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn item(&self, n: usize) -> request::Item<'_> {
+        let item = &self.0[n];
+        request::Item {
+            key: item.key(),
+            value: item.value(),
+            ttl_ms: item.ttl().map(ttl_ms),
+        }
+    }
+}
+
+/// One key's result.
+struct PerKey {
+    found: bool,
+    value: Bytes,
+    expires_at_ms: Option<u64>,
+    meta: Meta,
+}
+
+impl PerKey {
+    fn into_get(self) -> GetReply {
+        GetReply {
+            entry: self.found.then_some(Entry {
+                value: self.value,
+                version: self.meta.version,
+                expires_at_ms: self.expires_at_ms,
+            }),
+            meta: self.meta,
+        }
+    }
+
+    fn into_write(self) -> WriteReply {
+        WriteReply {
+            found: self.found,
+            counter: 0,
+            expires_at_ms: self.expires_at_ms,
+            meta: self.meta,
+        }
+    }
+}
+
+/// A batch: keys of shards that one core owns.
+struct Batch {
+    target: Target,
+    /// The shard of the first key; with a consistency that differs by shard, of all of them.
+    shard: u16,
+    /// Positions in the source.
+    members: Vec<usize>,
+    bytes: usize,
+}
+
+struct Scatter<'s> {
+    inner: &'s Arc<Inner>,
+    opcode: Opcode,
+    source: &'s dyn Source,
+    condition: Condition,
+    consistency: Option<&'s Consistency>,
+    allowed: Duration,
+    start: Instant,
+}
+
+type Outcome = Result<PerKey, Error>;
+
+impl<'s> Scatter<'s> {
+    fn new(
+        inner: &'s Arc<Inner>,
+        opcode: Opcode,
+        source: &'s dyn Source,
+        condition: Condition,
+        consistency: Option<&'s Consistency>,
+        timeout: Option<Duration>,
+    ) -> Self {
+        Self {
+            inner,
+            opcode,
+            source,
+            condition,
+            consistency,
+            allowed: timeout.unwrap_or(inner.settings.timeout),
+            start: Instant::now(),
+        }
+    }
+
+    async fn run(self) -> Vec<Outcome> {
+        let span = tracing::debug_span!("multi", operation = ?self.opcode, keys = self.source.len());
+        self.rounds().instrument(span).await
+    }
+
+    async fn rounds(&self) -> Vec<Outcome> {
+        let mut results: Vec<Option<Outcome>> = (0..self.source.len()).map(|_| None).collect();
+        let mut left: Vec<usize> = Vec::with_capacity(results.len());
+        for (n, result) in results.iter_mut().enumerate() {
+            match check_key(self.source.item(n).key) {
+                Ok(()) => left.push(n),
+                Err(error) => *result = Some(Err(error)),
+            }
+        }
+        let mut attempts = Attempts::new(self.allowed, false);
+        self.inner.budget.deposit();
+        while !left.is_empty() {
+            let batches = self.batches(&left, attempts.retries(), &mut results);
+            left.clear();
+            let mut delay = None;
+            // Encoding and sending is driven from here; up to so many batches are on their way at a time.
+            let mut gathered =
+                stream::iter(batches.into_iter().map(|batch| self.send(batch))).buffer_unordered(BATCHES_AT_ONCE);
+            while let Some((batch, outcome)) = gathered.next().await {
+                let mut wait = None;
+                for (n, result) in batch.members.iter().copied().zip(outcome) {
+                    // One decision for a batch: its keys fail together, and together they cost one retry.
+                    if let Err(error) = &result
+                        && matches!(error, Error::NotSent(_))
+                        && let Some(again) = *wait.get_or_insert_with(|| self.again(&mut attempts, error))
+                    {
+                        delay = delay.max(Some(again));
+                        left.push(n);
+                    }
+                    results[n] = Some(result);
+                }
+            }
+            match delay {
+                Some(delay) if !left.is_empty() => sleep(delay).await,
+                _ => break,
+            }
+        }
+        results
+            .into_iter()
+            .map(|result| result.expect("invariant: a key is refused, or in a batch that was sent"))
+            .collect()
+    }
+
+    fn again(&self, attempts: &mut Attempts, error: &Error) -> Option<Duration> {
+        let inner = self.inner;
+        attempts.after(
+            error,
+            false,
+            self.start.elapsed(),
+            &inner.settings.retry,
+            &inner.budget,
+            inner.random(),
+        )
+    }
+
+    /// Groups `left` by whom it goes to and cuts the groups into batches.
+    fn batches(&self, left: &[usize], attempt: u32, results: &mut [Option<Outcome>]) -> Vec<Batch> {
+        let per_shard = self.consistency.is_some_and(Consistency::is_per_shard);
+        let most = if self.opcode == Opcode::MultiGet {
+            BATCH_READS
+        } else {
+            BATCH_KEYS
+        };
+        let routes = self.inner.read_routes();
+        let mut targets: Vec<Option<Target>> = Vec::new();
+        targets.resize_with(usize::from(routes.shards()), || None);
+        // The batch that is being filled, by who gets it.
+        let mut open: HashMap<(Target, Option<u16>), usize> = HashMap::new();
+        let mut batches: Vec<Batch> = Vec::new();
+        for &n in left {
+            let item = self.source.item(n);
+            let shard = routes.shard_of(item.key);
+            let known = &mut targets[usize::from(shard)];
+            if known.is_none() {
+                *known = routes.target(shard, attempt);
+            }
+            let Some(target) = *known else {
+                results[n] = Some(Err(NotSent::NoLeader { shard }.into()));
+                continue;
+            };
+            let bytes = item.key.len() + item.value.len() + ItemList::ITEM_OVERHEAD;
+            let place = open.entry((target, per_shard.then_some(shard))).or_insert(usize::MAX);
+            let fits = batches
+                .get(*place)
+                .is_some_and(|batch| batch.members.len() < most && batch.bytes + bytes <= BATCH_BYTES);
+            if !fits {
+                *place = batches.len();
+                batches.push(Batch {
+                    target,
+                    shard,
+                    members: Vec::new(),
+                    bytes: 0,
+                });
+            }
+            let batch = &mut batches[*place];
+            batch.members.push(n);
+            batch.bytes += bytes;
+        }
+        batches
+    }
+
+    async fn send(&self, batch: Batch) -> (Batch, Vec<Outcome>) {
+        let outcome = match self.exchange(&batch).await {
+            Ok(results) => results,
+            Err(error) => batch.members.iter().map(|_| Err(error.clone())).collect(),
+        };
+        (batch, outcome)
+    }
+
+    async fn exchange(&self, batch: &Batch) -> Result<Vec<Outcome>, Error> {
+        let mut options = RequestOptions {
+            condition: self.condition,
+            ..RequestOptions::default()
+        };
+        if let Some(consistency) = self.consistency {
+            options.consistency = consistency.on_wire(batch.shard, self.inner.seen(batch.shard));
+        }
+        let mut buffer = BytesMut::with_capacity(batch.bytes);
+        let items = batch.members.iter().map(|&n| self.source.item(n));
+        let operation = match self.opcode {
+            Opcode::MultiPut => Operation::MultiPut(ItemList::build(items, &mut buffer)),
+            Opcode::MultiGet => Operation::MultiGet(KeyList::build(items.map(|item| item.key), &mut buffer)),
+            _ => Operation::MultiDelete(KeyList::build(items.map(|item| item.key), &mut buffer)),
+        };
+        let deadline = self.start + self.allowed;
+        let to = To::Shard(batch.shard);
+        let attempt = self.inner.attempt(
+            to,
+            batch.target,
+            operation,
+            batch.bytes,
+            options,
+            deadline,
+            self.allowed,
+        );
+        match attempt.await {
+            Ok(answer) => self.results(batch, &answer),
+            Err(failure) => Err(failure.error),
+        }
+    }
+
+    /// Takes the answer apart: one result a key, in order.
+    fn results(&self, batch: &Batch, answer: &Answer) -> Result<Vec<Outcome>, Error> {
+        let body = answer.body();
+        let mut outcomes = Vec::with_capacity(batch.members.len());
+        let mut news = false;
+        for result in MultiResult::decode_all(&body) {
+            let result = result.map_err(|error| answer.malformed(&error))?;
+            outcomes.push(self.result(&body, &result, answer));
+            news |= result.status == Status::Moved.code();
+        }
+        if outcomes.len() != batch.members.len() {
+            let error = generation_proto::reply::ReplyError("number of results");
+            return Err(answer.malformed(&error));
+        }
+        if news {
+            self.inner.silent(To::Shard(batch.shard), batch.target);
+        }
+        Ok(outcomes)
+    }
+
+    fn result(&self, body: &Bytes, result: &MultiResult<'_>, answer: &Answer) -> Outcome {
+        let found = match Status::class_of_code(result.status) {
+            Class::Ok => true,
+            Class::Answer if result.status == Status::NotFound.code() => false,
+            _ => return Err(self.refused(result, answer)),
+        };
+        let shard_epoch = self.inner.read_routes().shard_epoch(result.shard);
+        self.inner.observe(result.shard, shard_epoch, result.index);
+        Ok(PerKey {
+            found,
+            value: if result.value.is_empty() {
+                Bytes::new()
+            } else {
+                keep(&body.slice_ref(result.value))
+            },
+            expires_at_ms: Some(result.expires_at_ms).filter(|&expires_at_ms| expires_at_ms != 0),
+            meta: Meta {
+                version: result.version,
+                index: result.index,
+                shard: result.shard,
+                shard_epoch,
+                consistency_code: result.consistency,
+                ..answer.meta
+            },
+        })
+    }
+
+    fn refused(&self, result: &MultiResult<'_>, answer: &Answer) -> Error {
+        let limits = answer.limits();
+        if result.status == Status::ValueTooLarge.code() {
+            return Rejected::InvalidArgument(format!(
+                "the value is longer than the node's limit of {} bytes (`max_value`)",
+                limits.max_value_len
+            ))
+            .into();
+        }
+        Refusal {
+            status: result.status,
+            shard: result.shard,
+            version: result.version,
+            peer: answer.peer(),
+            message: "",
+            retry_after: None,
+            age: None,
+            is_write: self.opcode.is_write(),
+            timeout: self.allowed,
+        }
+        .error()
+    }
+}
