@@ -6,6 +6,19 @@ pub const MAX_KEY_BYTES: usize = u16::MAX as usize;
 /// The longest value a shard can be configured for, in bytes. The default limit is 8 MiB.
 pub const MAX_VALUE_BYTES: usize = (1 << 24) - 1;
 
+/// What an entry costs beyond its key and value: header, links, index share.
+const ENTRY_OVERHEAD_BYTES: u64 = 40;
+
+/// The share of key and value that is charged for rounding to size classes, as a divisor.
+const ROUNDING_SHARE: u64 = 32;
+
+/// See [`crate::Shard::cost`].
+#[inline]
+pub(crate) fn cost(key_len: usize, value_len: usize) -> u64 {
+    let payload = (key_len + value_len) as u64;
+    payload + payload / ROUNDING_SHARE + ENTRY_OVERHEAD_BYTES
+}
+
 /// What makes room when the budget is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Policy {

@@ -13,18 +13,30 @@
 //!
 //! Not here: the codec of log entries, sessions, replication, durability, time.
 
+mod arena;
+mod classes;
 mod command;
 mod config;
+mod cpu;
 mod digest;
+mod entries;
+mod entry;
+mod ghost;
 mod hash;
+mod index;
+mod list;
+mod memory;
+mod segment;
 mod shard;
+mod snapshot;
 mod stats;
 mod store;
 mod version;
 
 pub use command::{Command, Condition, Outcome, Victim};
 pub use config::{MAX_KEY_BYTES, MAX_VALUE_BYTES, Policy, ShardConfig};
-pub use shard::{Cursor, EntryRef, Progress, Shard};
+pub use shard::{Cursor, EntryRef, Progress, Shard, Tolerated};
+pub use snapshot::{SnapshotBusy, SnapshotEntry, SnapshotHead};
 pub use stats::ShardStats;
 pub use version::Version;
 

@@ -1,18 +1,24 @@
 //! A shard: the meaning of commands over the [`Store`].
 
+use crate::arena::Ref;
 use crate::command::{Command, Condition, Outcome, Victim};
-use crate::config::{MAX_KEY_BYTES, MAX_VALUE_BYTES, Policy, ShardConfig};
+use crate::config::{self, MAX_KEY_BYTES, MAX_VALUE_BYTES, Policy, ShardConfig};
 use crate::digest;
+use crate::entries::View;
 use crate::hash::KeyHasher;
+use crate::snapshot::{SnapshotBusy, SnapshotEntry, SnapshotHead};
 use crate::stats::ShardStats;
-use crate::store::{Ref, Store, View};
+use crate::store::Store;
 use crate::version::Version;
 
-/// What an entry costs beyond its key and value: header, links, index share.
-const ENTRY_OVERHEAD_BYTES: u64 = 40;
+/// Shards with at least this budget have their memory backed by huge pages; for smaller ones 2 MiB at a time is too much.
+const HUGE_PAGES_FROM_BYTES: u64 = 64 << 20;
 
-/// The share of key and value that is charged for rounding to size classes, as a divisor.
-const ROUNDING_SHARE: u64 = 32;
+/// How many keys of a batch are looked up together: enough to overlap their cache misses, few enough for the line fill buffers.
+const BATCH: usize = 16;
+
+/// Batches below this are looked up one by one: there is too little to overlap.
+const MIN_BATCH: usize = 4;
 
 /// Expiry times keep 48 bits.
 const MAX_EXPIRY_MS: u64 = (1 << 48) - 1;
@@ -72,30 +78,34 @@ impl From<u64> for Cursor {
 #[derive(Debug)]
 pub struct Shard {
     config: ShardConfig,
-    hasher: KeyHasher,
     store: Store,
     /// The log entry being applied, or last applied.
     index: u64,
     /// The position the next command of that entry gets. Past `u16::MAX` once the entry is full.
     position: u32,
     time_ms: u64,
-    used_bytes: u64,
+    /// What a cut of the budget found in use, less what has been removed since: apply goes no further than this or the budget,
+    /// whichever is larger, so that a cut refuses no write while victims are still being removed.
+    tolerated: Tolerated,
     /// The sum of all entries' digests.
     digest: u128,
-    /// Where the expiry sweep goes on.
-    sweep: usize,
-    offers: Offers,
     counters: ShardStats,
 }
 
-/// Entries offered for removal and not yet removed or changed.
-#[derive(Debug, Default)]
-struct Offers {
-    bytes: u64,
-    records: u64,
+/// Bytes and records above the budget that a cut of it left behind. A function of the log, and so part of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tolerated {
+    /// By [`Shard::cost`].
+    pub bytes: u64,
+    /// Entries.
+    pub records: u64,
 }
 
 impl Shard {
+    /// How many victims one call of [`Shard::propose_victims`] offers at most: the bound of its work. Only a budget that was cut
+    /// ever needs more.
+    pub const MAX_VICTIMS_PER_CALL: usize = 4_096;
+
     /// An empty shard, before the first log entry.
     ///
     /// # Panics
@@ -113,15 +123,16 @@ impl Shard {
         );
         Self {
             config,
-            hasher: KeyHasher::new(config.seed, mask),
-            store: Store::new(),
+            store: Store::new(
+                config.policy,
+                KeyHasher::new(config.seed, mask),
+                config.budget_bytes >= HUGE_PAGES_FROM_BYTES,
+            ),
             index: 0,
             position: 0,
             time_ms: 0,
-            used_bytes: 0,
+            tolerated: Tolerated::default(),
             digest: 0,
-            sweep: 0,
-            offers: Offers::default(),
             counters: ShardStats::default(),
         }
     }
@@ -129,7 +140,7 @@ impl Shard {
     /// The hash of a key under the shard's secret seed.
     #[inline]
     pub fn hash(&self, key: &[u8]) -> u64 {
-        self.hasher.hash(key)
+        self.store.hash(key)
     }
 
     /// Starts the log entry `index`, stamped `time_ms` by the leader. Shard time becomes the larger of both. An entry may hold no
@@ -147,6 +158,8 @@ impl Shard {
         self.index = index;
         self.position = 0;
         self.time_ms = self.time_ms.max(time_ms);
+        self.tolerated.bytes = self.tolerated.bytes.min(self.store.used_bytes());
+        self.tolerated.records = self.tolerated.records.min(self.store.len());
     }
 
     /// Applies the next command of the log entry.
@@ -180,6 +193,7 @@ impl Shard {
         if outcome == Outcome::OutOfMemory {
             self.counters.refused += 1;
         }
+        self.store.maintain();
         outcome
     }
 
@@ -207,9 +221,36 @@ impl Shard {
     }
 
     /// [`Shard::get`] for many keys at once; `each` is called with the position of the key and its entry, in order of `keys`.
+    ///
+    /// Keys are hashed first, then their buckets are asked for, then their entries, then the neighbours that a hit will write to,
+    /// so that the cache misses of a batch overlap: from some four keys on this is up to several times faster than one by one.
     pub fn get_batch<K: AsRef<[u8]>>(&mut self, keys: &[K], mut each: impl FnMut(usize, Option<EntryRef<'_>>)) {
-        for (position, key) in keys.iter().enumerate() {
-            each(position, self.get(key.as_ref()));
+        for (batch, keys) in keys.chunks(BATCH).enumerate() {
+            let first = batch * BATCH;
+            if keys.len() < MIN_BATCH {
+                for (position, key) in (first..).zip(keys) {
+                    each(position, self.get(key.as_ref()));
+                }
+                continue;
+            }
+            let mut hashes = [0; BATCH];
+            for (hash, key) in hashes.iter_mut().zip(keys) {
+                *hash = self.hash(key.as_ref());
+                self.store.prefetch_bucket(*hash);
+            }
+            for &hash in &hashes[..keys.len()] {
+                self.store.prefetch_entry(hash);
+            }
+            let mut found = [None; BATCH];
+            for ((found, &hash), key) in found.iter_mut().zip(&hashes).zip(keys) {
+                *found = self.find_live(hash, key.as_ref());
+                if let Some(entry) = *found {
+                    self.store.prefetch_touch(entry);
+                }
+            }
+            for (position, &found) in (first..).zip(&found[..keys.len()]) {
+                each(position, self.count_lookup(found));
+            }
         }
     }
 
@@ -217,65 +258,42 @@ impl Shard {
     /// rounding to size classes, and 40 for header, links and index. Close to the memory it takes, and the same on every replica
     /// whatever their layout.
     pub fn cost(&self, key_len: usize, value_len: usize) -> u64 {
-        let payload = (key_len + value_len) as u64;
-        payload + payload / ROUNDING_SHARE + ENTRY_OVERHEAD_BYTES
+        config::cost(key_len, value_len)
     }
 
     /// Offers entries whose removal makes room for writes that are not applied yet, as `incoming_bytes` by [`Shard::cost`] and as
     /// `incoming_records`. Count everything that has been proposed to the log and not applied; entries offered before and still
-    /// there are counted as gone and not offered again. Appends to `victims`; appends nothing when all fits or the policy is
-    /// [`Policy::NoEvict`].
+    /// there are counted as gone and not offered again. Appends to `victims`, at most [`Shard::MAX_VICTIMS_PER_CALL`]; appends
+    /// nothing when all fits or the policy is [`Policy::NoEvict`].
     pub fn propose_victims(&mut self, incoming_bytes: u64, incoming_records: u64, victims: &mut Vec<Victim>) {
-        if self.config.policy == Policy::NoEvict {
-            return;
-        }
-        let mut next = self.store.oldest();
-        while self.over_budget(incoming_bytes, incoming_records) {
-            let Some(entry) = next else { return };
-            next = self.store.next_oldest(entry);
+        for _ in 0..Self::MAX_VICTIMS_PER_CALL {
+            if !self.over_budget(incoming_bytes, incoming_records) {
+                return;
+            }
+            let Some(entry) = self.store.give_up() else { return };
             let view = self.store.view(entry);
-            if !view.offered {
-                victims.push(Victim {
-                    hash: self.hasher.hash(view.key),
-                    version: view.version,
-                });
-                self.offer(entry);
-            }
+            let hash = self.store.hash(view.key);
+            victims.push(Victim {
+                hash,
+                version: view.version,
+            });
         }
     }
 
-    /// Offers entries whose time is at or before `now_ms`, examining at most some `max_work` entries (one at least). Repeated
-    /// calls sweep round and round; [`Progress::Done`] says that this call came to the end of a round. Entries offered before and
-    /// still there are not offered again. Appends to `expired`.
+    /// Offers entries whose time is at or before `now_ms`, looking at some `max_work` entries (a page of them at least; pages in
+    /// which nothing is due yet count as one). Repeated calls sweep round and round; [`Progress::Done`] says that this call
+    /// came to the end of a round. Entries offered before and still there are not offered again. Appends to `expired`.
     pub fn propose_expired(&mut self, now_ms: u64, max_work: usize, expired: &mut Vec<Victim>) -> Progress {
-        for _ in 0..max_work.max(1) {
-            if self.sweep >= self.store.slots() {
-                self.sweep = 0;
-                return Progress::Done;
-            }
-            if let Some((hash, entry)) = self.store.live(self.sweep) {
-                let view = self.store.view(entry);
-                if view.expires_at_ms != 0 && view.expires_at_ms <= now_ms && !view.offered {
-                    expired.push(Victim {
-                        hash,
-                        version: view.version,
-                    });
-                    self.offer(entry);
-                }
-            }
-            self.sweep += 1;
-        }
-        Progress::More
+        let done = self
+            .store
+            .sweep(now_ms, max_work, |hash, version| expired.push(Victim { hash, version }));
+        if done { Progress::Done } else { Progress::More }
     }
 
-    /// Forgets which entries were offered, because what was proposed will not be applied (leadership was lost).
+    /// Takes back every offer, because what was proposed will not be applied (leadership was lost). What was offered will be
+    /// offered first again.
     pub fn forget_proposals(&mut self) {
-        for slot in 0..self.store.slots() {
-            if let Some((_, entry)) = self.store.live(slot) {
-                self.store.set_offered(entry, false);
-            }
-        }
-        self.offers = Offers::default();
+        self.store.forget_offers();
     }
 
     /// Visits entries in hash order from `cursor` on, those whose key starts with `prefix` and that are not expired by shard time.
@@ -294,23 +312,29 @@ impl Shard {
         mut visit: impl FnMut(&[u8], EntryRef<'_>),
     ) -> Option<Cursor> {
         let (mut entries, mut bytes, mut work) = (0, 0, 0);
-        let mut last = None;
-        for (hash, entry) in self.store.in_hash_order(cursor.0) {
-            // Entries of equal hash are visited together: a cursor cannot point between them.
-            let full = entries >= max_entries.max(1) || bytes >= max_bytes.max(1) || work >= max_work.max(1);
-            if full && last != Some(hash) {
-                return Some(Cursor(hash));
+        let mut at = cursor.0;
+        loop {
+            let (group, end) = self.store.group_from(at);
+            let mut last = None;
+            for &(hash, entry) in &group {
+                // Entries of equal hash are visited together: a cursor cannot point between them.
+                if (entries >= max_entries.max(1) || bytes >= max_bytes.max(1)) && last != Some(hash) {
+                    return Some(Cursor(hash));
+                }
+                last = Some(hash);
+                let view = self.store.view(entry);
+                if view.key.starts_with(prefix) && !self.expired(&view) {
+                    entries += 1;
+                    bytes += view.key.len() + view.value.len();
+                    visit(view.key, EntryRef::new(&view));
+                }
             }
-            last = Some(hash);
-            work += 1;
-            let view = self.store.view(entry);
-            if view.key.starts_with(prefix) && !self.expired(&view) {
-                entries += 1;
-                bytes += view.key.len() + view.value.len();
-                visit(view.key, EntryRef::new(&view));
+            work += group.len().max(1);
+            at = end.checked_add(1)?;
+            if work >= max_work {
+                return Some(Cursor(at));
             }
         }
-        None
     }
 
     /// Counts entries as [`Shard::scan`] visits them, examining some `max_work`. Returns how many there were and where to go on.
@@ -320,10 +344,52 @@ impl Shard {
         (count, next)
     }
 
-    /// Changes the budget. Nothing is removed by this: [`Shard::propose_victims`] offers what no longer fits.
+    /// Begins a point-in-time image of the shard, as it is after the last command applied. Begin at the end of a log entry: the
+    /// image is named by its index alone.
+    ///
+    /// # Errors
+    /// If one is under way: a shard takes one at a time.
+    pub fn snapshot_begin(&mut self) -> Result<SnapshotHead, SnapshotBusy> {
+        self.store.snapshot_begin()?;
+        Ok(SnapshotHead {
+            index: self.index,
+            time_ms: self.time_ms,
+            records: self.store.len(),
+            used_bytes: self.store.used_bytes(),
+            state_hash: self.state_hash(),
+            tolerated: self.tolerated,
+        })
+    }
+
+    /// Visits the next entries of the image, some `max_records` (a page of them at least), each exactly once over all slices.
+    /// [`Progress::Done`] when it is complete, or when none is under way. What changes between slices is copied first and held
+    /// ([`ShardStats::snapshot_bytes`]) until the next one: take larger slices while that grows.
+    pub fn snapshot_slice(&mut self, max_records: usize, visit: impl FnMut(SnapshotEntry<'_>)) -> Progress {
+        if self.store.snapshot_slice(max_records, visit) {
+            Progress::Done
+        } else {
+            Progress::More
+        }
+    }
+
+    /// Gives up the image under way. The next can begin once [`Shard::snapshot_slice`], which visits nothing now, has said
+    /// [`Progress::Done`].
+    pub fn snapshot_abandon(&mut self) {
+        self.store.snapshot_abandon();
+    }
+
+    /// Changes the budget, on every replica at the same place in the log. Nothing is removed by this: [`Shard::propose_victims`]
+    /// offers what no longer fits, some with each call, and until that is gone writes may use what it frees.
     pub fn set_budget(&mut self, budget_bytes: u64, max_records: Option<u64>) {
         self.config.budget_bytes = budget_bytes;
         self.config.max_records = max_records;
+        self.tolerated = match self.config.policy {
+            Policy::NoEvict => Tolerated::default(),
+            Policy::Lru | Policy::S3Fifo => Tolerated {
+                bytes: self.store.used_bytes(),
+                records: self.store.len(),
+            },
+        };
     }
 
     /// The configuration in force.
@@ -335,12 +401,13 @@ impl Shard {
     pub fn stats(&self) -> ShardStats {
         ShardStats {
             records: self.store.len(),
-            used_bytes: self.used_bytes,
+            used_bytes: self.store.used_bytes(),
             budget_bytes: self.config.budget_bytes,
             max_records: self.config.max_records,
             resident_bytes: self.store.resident_bytes(),
             index_bytes: self.store.index_bytes(),
-            offered: self.offers.records,
+            offered: self.store.offered().1,
+            snapshot_bytes: self.store.image_bytes(),
             ..self.counters
         }
     }
@@ -357,42 +424,37 @@ impl Shard {
     /// On a broken invariant: a bug, or broken memory.
     pub fn check(&self) {
         self.store.check();
-        let (mut used, mut sum, mut offered, mut records) = (0, 0u128, Offers::default(), 0);
-        let mut previous = 0;
-        for (hash, entry) in self.store.in_hash_order(0) {
-            let view = self.store.view(entry);
-            assert!(hash >= previous, "entries are not in hash order");
-            previous = hash;
-            assert_eq!(hash, self.hash(view.key), "an entry is filed under another hash");
-            assert_eq!(
-                self.store.find(hash, view.key),
-                Some(entry),
-                "an entry is not found by its key"
-            );
-            assert!(
-                view.version <= Version::new(self.index, u16::MAX),
-                "an entry is newer than the log"
-            );
-            let cost = self.cost(view.key.len(), view.value.len());
-            used += cost;
-            records += 1;
-            sum = sum.wrapping_add(view_digest(&view));
-            if view.offered {
-                offered.bytes += cost;
-                offered.records += 1;
+        let (mut used, mut sum, mut records) = (0, 0u128, 0);
+        let (mut at, mut previous) = (0, 0);
+        loop {
+            let (group, end) = self.store.group_from(at);
+            for (hash, entry) in group {
+                let view = self.store.view(entry);
+                assert!(
+                    hash >= previous && hash >= at && hash <= end,
+                    "entries are not in hash order"
+                );
+                previous = hash;
+                assert_eq!(hash, self.hash(view.key), "an entry is filed under another hash");
+                assert_eq!(
+                    self.store.find(hash, view.key),
+                    Some(entry),
+                    "an entry is not found by its key"
+                );
+                assert!(
+                    view.version <= Version::new(self.index, u16::MAX),
+                    "an entry is newer than the log"
+                );
+                used += config::cost(view.key.len(), view.value.len());
+                records += 1;
+                sum = sum.wrapping_add(view_digest(&view));
             }
+            let Some(next) = end.checked_add(1) else { break };
+            at = next;
         }
         assert_eq!(records, self.store.len(), "the number of entries is wrong");
-        assert_eq!(used, self.used_bytes, "the accounting of bytes is wrong");
+        assert_eq!(used, self.store.used_bytes(), "the accounting of bytes is wrong");
         assert_eq!(sum, self.digest, "the state hash is wrong");
-        assert_eq!(
-            offered.bytes, self.offers.bytes,
-            "the accounting of offered bytes is wrong"
-        );
-        assert_eq!(
-            offered.records, self.offers.records,
-            "the number of offered entries is wrong"
-        );
     }
 
     fn put(&mut self, version: Version, key: &[u8], value: &[u8], expires_at_ms: u64, condition: Condition) -> Outcome {
@@ -411,12 +473,14 @@ impl Shard {
         if !valid_key(key) {
             return Outcome::InvalidSize;
         }
-        let found = self.find_for_write(self.hash(key), key);
+        let hash = self.hash(key);
+        let found = self.find_for_write(hash, key);
         match (found, self.holds(condition, found)) {
             (_, Err(current)) => Outcome::ConditionFailed { current },
             (None, Ok(())) => Outcome::NotFound,
             (Some(entry), Ok(())) => {
-                self.remove(entry);
+                self.forget(entry);
+                self.store.remove(hash, entry);
                 Outcome::Applied { version }
             }
         }
@@ -455,11 +519,12 @@ impl Shard {
         if !valid_key(key) {
             return Outcome::InvalidSize;
         }
-        let Some(entry) = self.find_for_write(self.hash(key), key) else {
+        let hash = self.hash(key);
+        let Some(entry) = self.find_for_write(hash, key) else {
             return Outcome::NotFound;
         };
         self.forget(entry);
-        self.store.set_expiry(entry, version, expires_at_ms);
+        let entry = self.store.set_expiry(hash, entry, version, expires_at_ms);
         self.digest = self.digest.wrapping_add(view_digest(&self.store.view(entry)));
         Outcome::Applied { version }
     }
@@ -468,7 +533,8 @@ impl Shard {
         let Some(entry) = self.store.find_version(hash, expected) else {
             return Outcome::NotFound;
         };
-        self.remove(entry);
+        self.forget(entry);
+        self.store.evict(hash, entry);
         self.counters.evictions += 1;
         Outcome::Applied { version }
     }
@@ -480,7 +546,8 @@ impl Shard {
         if !self.expired(&self.store.view(entry)) {
             return Outcome::NotFound;
         }
-        self.remove(entry);
+        self.forget(entry);
+        self.store.remove(hash, entry);
         self.counters.expirations += 1;
         Outcome::Applied { version }
     }
@@ -501,67 +568,48 @@ impl Shard {
             None => (0, 0),
         };
         // What does not grow is never refused: it makes nothing worse, and a budget that was cut must not block updates.
-        let bytes = self.used_bytes - old_cost + cost;
-        if cost > old_cost && bytes > self.ceiling(self.config.budget_bytes) {
+        let bytes = self.store.used_bytes() - old_cost + cost;
+        if cost > old_cost && bytes > self.ceiling(self.config.budget_bytes, self.tolerated.bytes) {
             return Outcome::OutOfMemory;
         }
         if let Some(max) = self.config.max_records
             && old_records == 0
-            && self.store.len() >= self.ceiling(max)
+            && self.store.len() >= self.ceiling(max, self.tolerated.records)
         {
             return Outcome::OutOfMemory;
         }
         match found {
             Some(entry) => {
                 self.forget(entry);
-                self.store.replace(entry, value, version, expires_at_ms);
+                self.store.replace(hash, entry, value, version, expires_at_ms);
             }
             None => self.store.insert(hash, key, value, version, expires_at_ms),
         }
-        self.used_bytes = bytes;
         self.digest = self
             .digest
             .wrapping_add(digest::entry(key, value, version.get(), expires_at_ms));
         Outcome::Applied { version }
     }
 
-    /// How far apply may go: the budget itself where nothing is ever evicted; 2 % above where the leader evicts ahead of what it
-    /// has in flight.
-    fn ceiling(&self, budget: u64) -> u64 {
+    /// How far apply may go: the budget itself where nothing is ever evicted; 2 % above it (or above what a cut of it left behind)
+    /// where the leader evicts ahead of what it has in flight.
+    fn ceiling(&self, budget: u64, tolerated: u64) -> u64 {
         match self.config.policy {
             Policy::NoEvict => budget,
-            Policy::Lru | Policy::S3Fifo => budget.saturating_add(budget / 50),
+            Policy::Lru | Policy::S3Fifo => budget.max(tolerated).saturating_add(budget / 50),
         }
     }
 
     fn over_budget(&self, incoming_bytes: u64, incoming_records: u64) -> bool {
-        let bytes = (self.used_bytes - self.offers.bytes).saturating_add(incoming_bytes);
-        let records = (self.store.len() - self.offers.records).saturating_add(incoming_records);
+        let (offered_bytes, offered_records) = self.store.offered();
+        let bytes = (self.store.used_bytes() - offered_bytes).saturating_add(incoming_bytes);
+        let records = (self.store.len() - offered_records).saturating_add(incoming_records);
         bytes > self.config.budget_bytes || self.config.max_records.is_some_and(|max| records > max)
     }
 
-    /// Takes an entry out of everything that is summed over entries, before it changes.
+    /// Takes an entry out of the state hash, before it changes.
     fn forget(&mut self, entry: Ref) {
-        let view = self.store.view(entry);
-        self.digest = self.digest.wrapping_sub(view_digest(&view));
-        if view.offered {
-            self.offers.bytes -= self.cost(view.key.len(), view.value.len());
-            self.offers.records -= 1;
-        }
-    }
-
-    fn offer(&mut self, entry: Ref) {
-        let view = self.store.view(entry);
-        self.offers.bytes += self.cost(view.key.len(), view.value.len());
-        self.offers.records += 1;
-        self.store.set_offered(entry, true);
-    }
-
-    fn remove(&mut self, entry: Ref) {
-        self.forget(entry);
-        let view = self.store.view(entry);
-        self.used_bytes -= self.cost(view.key.len(), view.value.len());
-        self.store.remove(entry);
+        self.digest = self.digest.wrapping_sub(view_digest(&self.store.view(entry)));
     }
 
     fn expired(&self, view: &View<'_>) -> bool {
@@ -579,7 +627,8 @@ impl Shard {
     fn find_for_write(&mut self, hash: u64, key: &[u8]) -> Option<Ref> {
         let entry = self.store.find(hash, key)?;
         if self.expired(&self.store.view(entry)) {
-            self.remove(entry);
+            self.forget(entry);
+            self.store.remove(hash, entry);
             self.counters.expirations += 1;
             return None;
         }

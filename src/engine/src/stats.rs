@@ -27,4 +27,6 @@ pub struct ShardStats {
     pub refused: u64,
     /// Entries offered for removal whose removal has not been applied.
     pub offered: u64,
+    /// Memory held by copies of entries that changed while a snapshot was under way, until its next slice.
+    pub snapshot_bytes: u64,
 }

@@ -1,250 +1,524 @@
-//! The entries of one shard in memory: index, recency list, bytes. It knows no semantics: no conditions, no time.
+//! The entries of one shard in memory: found by key, kept in the order the policy wants, moved when memory is spread too thinly.
+//! It knows no semantics: no conditions, no time, no budget.
+//!
+//! Both policies live on one store. A hit under strict LRU moves the entry to the end of a list; under S3-FIFO it sets two bits,
+//! and the lists are its two queues. Everything else (index, arena, migration, sweep, snapshots) is shared.
+//!
+//! Invariants ([`Store::check`]): every live slot is in the index once and in the one list its flags name; without a snapshot
+//! under way all entries have the store's parity.
 
-use std::collections::BTreeSet;
+use crate::arena::{NEVER, Ref};
+use crate::config::Policy;
+use crate::cpu;
+use crate::entries::{Entries, View, coarse};
+use crate::entry::{self, MAIN, OFFERED, PARITY};
+use crate::ghost::Ghost;
+use crate::hash::KeyHasher;
+use crate::index::{Entries as _, Index};
+use crate::list::List;
+use crate::snapshot::{Snapshot, SnapshotBusy, SnapshotEntry};
+use crate::version::Version;
 
-use crate::Version;
+/// Where an entry is listed: under LRU all are in the first; under S3-FIFO that is the small queue.
+const FIRST: usize = 0;
+/// S3-FIFO's main queue.
+const SECOND: usize = 1;
+/// Offered for removal, in the order they were offered.
+const GIVEN_UP: usize = 2;
 
-/// Names an entry until it is removed or replaced.
-pub(crate) type Ref = u32;
+/// S3-FIFO: the small queue's share of the bytes, as a divisor.
+const SMALL_SHARE: u64 = 10;
+/// S3-FIFO: uses that take an entry from the small queue to the main one.
+const PROMOTE_AT: u8 = 2;
+/// S3-FIFO: how many entries may be passed over in search of a victim before one is taken regardless: the bound of the work.
+const MAX_PASSED_OVER: u32 = 64;
 
-const NIL: u32 = u32::MAX;
+/// Entries moved per write while memory is being packed.
+const MOVES_PER_WRITE: usize = 4;
 
-#[derive(Debug)]
-struct Slot {
-    hash: u64,
-    key: Box<[u8]>,
-    value: Box<[u8]>,
-    version: u64,
-    expires_at_ms: u64,
-    newer: u32,
-    older: u32,
-    offered: bool,
-    live: bool,
-}
-
-/// What the store holds under a reference.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct View<'a> {
-    pub(crate) key: &'a [u8],
-    pub(crate) value: &'a [u8],
-    pub(crate) version: Version,
-    pub(crate) expires_at_ms: u64,
-    pub(crate) offered: bool,
-}
-
-/// Entries by key, in hash order and in order of recency.
 #[derive(Debug)]
 pub(crate) struct Store {
-    slots: Vec<Slot>,
-    free: Vec<u32>,
-    /// Every live slot, by (hash, slot).
-    index: BTreeSet<(u64, u32)>,
-    newest: u32,
-    oldest: u32,
-    payload_bytes: u64,
+    policy: Policy,
+    entries: Entries,
+    index: Index,
+    lists: [List; 3],
+    /// The sum of costs in each list.
+    bytes: [u64; 3],
+    /// The number of entries in each list.
+    records: [u64; 3],
+    ghost: Ghost,
+    /// [`PARITY`] or 0.
+    parity: u8,
+    snapshot: Option<Snapshot>,
+    /// The page at which the expiry sweep goes on.
+    sweep: u32,
 }
 
 impl Store {
-    pub(crate) fn new() -> Self {
+    /// `huge`: whether its memory should be backed by huge pages.
+    pub(crate) fn new(policy: Policy, hasher: KeyHasher, huge: bool) -> Self {
         Self {
-            slots: Vec::new(),
-            free: Vec::new(),
-            index: BTreeSet::new(),
-            newest: NIL,
-            oldest: NIL,
-            payload_bytes: 0,
+            policy,
+            entries: Entries::new(hasher, huge),
+            index: Index::new(huge),
+            lists: [List::EMPTY; 3],
+            bytes: [0; 3],
+            records: [0; 3],
+            ghost: Ghost::default(),
+            parity: 0,
+            snapshot: None,
+            sweep: 0,
         }
     }
 
+    #[inline]
+    pub(crate) fn hash(&self, key: &[u8]) -> u64 {
+        self.entries.hasher.hash(key)
+    }
+
     pub(crate) fn len(&self) -> u64 {
-        self.index.len() as u64
+        self.records.iter().sum()
+    }
+
+    /// The sum of costs.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        self.bytes.iter().sum()
+    }
+
+    /// Cost and number of what has been offered for removal and not been removed or changed.
+    pub(crate) fn offered(&self) -> (u64, u64) {
+        (self.bytes[GIVEN_UP], self.records[GIVEN_UP])
     }
 
     pub(crate) fn resident_bytes(&self) -> u64 {
-        self.payload_bytes + (self.slots.capacity() * size_of::<Slot>()) as u64 + self.index_bytes()
+        self.entries.resident_bytes() + self.index.resident_bytes() + self.ghost.resident_bytes() + self.image_bytes()
     }
 
     pub(crate) fn index_bytes(&self) -> u64 {
-        self.index.len() as u64 * 24
+        self.index.resident_bytes()
     }
 
+    /// Memory held by copies for the snapshot under way.
+    pub(crate) fn image_bytes(&self) -> u64 {
+        self.snapshot.as_ref().map_or(0, Snapshot::image_bytes)
+    }
+
+    #[inline]
     pub(crate) fn find(&self, hash: u64, key: &[u8]) -> Option<Ref> {
-        self.with_hash(hash)
-            .find(|&entry| *self.slots[entry as usize].key == *key)
+        self.index.find(hash, |entry| self.entries.key(entry) == key)
     }
 
     pub(crate) fn find_version(&self, hash: u64, version: Version) -> Option<Ref> {
-        self.with_hash(hash)
-            .find(|&entry| self.slots[entry as usize].version == version.get())
+        self.index.find(hash, |entry| {
+            self.entries.header(entry).version.get() == version.get() && self.entries.hash(entry) == hash
+        })
     }
 
-    fn with_hash(&self, hash: u64) -> impl Iterator<Item = Ref> {
-        self.index.range((hash, 0)..=(hash, u32::MAX)).map(|&(_, entry)| entry)
-    }
-
+    #[inline]
     pub(crate) fn view(&self, entry: Ref) -> View<'_> {
-        let slot = &self.slots[entry as usize];
-        View {
-            key: &slot.key,
-            value: &slot.value,
-            version: Version::from(slot.version),
-            expires_at_ms: slot.expires_at_ms,
-            offered: slot.offered,
+        self.entries.view(entry)
+    }
+
+    /// The bucket of `hash` will be read soon.
+    #[inline]
+    pub(crate) fn prefetch_bucket(&self, hash: u64) {
+        self.index.prefetch(hash);
+    }
+
+    /// The entry that `hash` probably names will be read soon.
+    #[inline]
+    pub(crate) fn prefetch_entry(&self, hash: u64) {
+        if let Some(entry) = self.index.guess(hash) {
+            self.entries.prefetch(entry);
+        }
+    }
+
+    /// What [`Store::touch`] will write to will be written soon.
+    #[inline]
+    pub(crate) fn prefetch_touch(&self, entry: Ref) {
+        if self.policy == Policy::Lru {
+            let header = self.entries.header(entry);
+            for neighbour in [header.newer.get(), header.older.get()] {
+                if neighbour != crate::arena::NIL {
+                    cpu::prefetch(self.entries.header(neighbour));
+                }
+            }
         }
     }
 
     pub(crate) fn insert(&mut self, hash: u64, key: &[u8], value: &[u8], version: Version, expires_at_ms: u64) {
-        let slot = Slot {
-            hash,
-            key: key.into(),
-            value: value.into(),
-            version: version.get(),
-            expires_at_ms,
-            newer: NIL,
-            older: NIL,
-            offered: false,
-            live: true,
-        };
-        self.payload_bytes += (key.len() + value.len()) as u64;
-        let entry = if let Some(entry) = self.free.pop() {
-            self.slots[entry as usize] = slot;
-            entry
-        } else {
-            let entry = u32::try_from(self.slots.len()).expect("invariant: fewer than 2^32 entries");
-            self.slots.push(slot);
-            entry
-        };
-        self.index.insert((hash, entry));
-        self.link_newest(entry);
+        let main = self.policy == Policy::S3Fifo && self.ghost.take(hash);
+        let flags = self.parity | if main { MAIN } else { 0 };
+        let entry = self.entries.create(key, value, version, expires_at_ms, flags);
+        self.index.insert(hash, entry, &self.entries);
+        self.enlist(entry);
     }
 
-    /// Replaces everything but the key, and makes the entry the newest.
-    pub(crate) fn replace(&mut self, entry: Ref, value: &[u8], version: Version, expires_at_ms: u64) {
-        let slot = &mut self.slots[entry as usize];
-        self.payload_bytes -= slot.value.len() as u64;
-        self.payload_bytes += value.len() as u64;
-        if slot.value.len() == value.len() {
-            slot.value.copy_from_slice(value);
+    /// Replaces everything but the key, and counts the entry as used.
+    pub(crate) fn replace(&mut self, hash: u64, entry: Ref, value: &[u8], version: Version, expires_at_ms: u64) {
+        self.preserve(entry);
+        self.count_out(entry);
+        let entry = if self.entries.overwrite(entry, value, version, expires_at_ms) {
+            entry
         } else {
-            slot.value = value.into();
+            let key = self.entries.key(entry).to_vec();
+            self.recreate(hash, entry, &key, value, version, expires_at_ms)
+        };
+        self.count_in(entry);
+        self.keep(entry);
+    }
+
+    /// Replaces the expiry, and counts the entry as used.
+    pub(crate) fn set_expiry(&mut self, hash: u64, entry: Ref, version: Version, expires_at_ms: u64) -> Ref {
+        self.preserve(entry);
+        let entry = if self.entries.restamp(entry, version, expires_at_ms) {
+            entry
+        } else {
+            let view = self.entries.view(entry);
+            let (key, value) = (view.key.to_vec(), view.value.to_vec());
+            self.recreate(hash, entry, &key, &value, version, expires_at_ms)
+        };
+        self.keep(entry);
+        entry
+    }
+
+    pub(crate) fn remove(&mut self, hash: u64, entry: Ref) {
+        self.preserve(entry);
+        self.delist(entry);
+        self.index.remove(hash, entry, &self.entries);
+        self.entries.release(entry);
+    }
+
+    /// Removes an entry to make room, and remembers it where the policy wants that.
+    pub(crate) fn evict(&mut self, hash: u64, entry: Ref) {
+        if self.policy == Policy::S3Fifo && !self.entries.header(entry).has(MAIN) {
+            self.ghost.insert(hash, self.len());
         }
-        slot.version = version.get();
-        slot.expires_at_ms = expires_at_ms;
-        slot.offered = false;
-        self.touch(entry);
+        self.remove(hash, entry);
     }
 
-    pub(crate) fn set_expiry(&mut self, entry: Ref, version: Version, expires_at_ms: u64) {
-        let slot = &mut self.slots[entry as usize];
-        slot.version = version.get();
-        slot.expires_at_ms = expires_at_ms;
-        slot.offered = false;
-        self.touch(entry);
-    }
-
-    pub(crate) fn remove(&mut self, entry: Ref) {
-        self.unlink(entry);
-        let slot = &mut self.slots[entry as usize];
-        self.payload_bytes -= (slot.key.len() + slot.value.len()) as u64;
-        slot.live = false;
-        slot.key = Box::default();
-        slot.value = Box::default();
-        let hash = slot.hash;
-        self.index.remove(&(hash, entry));
-        self.free.push(entry);
-    }
-
+    /// Counts an entry as used.
+    #[inline]
     pub(crate) fn touch(&mut self, entry: Ref) {
-        if self.newest != entry {
-            self.unlink(entry);
-            self.link_newest(entry);
+        match self.policy {
+            Policy::Lru => {
+                if self.lists[FIRST].newest != entry && !self.entries.header(entry).has(OFFERED) {
+                    self.lists[FIRST].unlink(&mut self.entries, entry);
+                    self.lists[FIRST].push_newest(&mut self.entries, entry);
+                }
+            }
+            Policy::S3Fifo => {
+                let header = self.entries.header(entry);
+                if header.uses() < 3 {
+                    let header = self.entries.header_mut(entry);
+                    header.set_uses(header.uses() + 1);
+                }
+            }
+            Policy::NoEvict => {}
         }
     }
 
-    pub(crate) fn set_offered(&mut self, entry: Ref, offered: bool) {
-        self.slots[entry as usize].offered = offered;
+    /// Chooses the entry the policy gives up next and lists it as offered.
+    pub(crate) fn give_up(&mut self) -> Option<Ref> {
+        let entry = match self.policy {
+            Policy::Lru => self.lists[FIRST].oldest()?,
+            Policy::S3Fifo => self.choose_s3_fifo()?,
+            Policy::NoEvict => return None,
+        };
+        self.offer(entry);
+        if let Some(next) = self.lists[FIRST].oldest() {
+            self.entries.prefetch(next);
+        }
+        Some(entry)
     }
 
-    /// The entry that recency gives up first.
-    pub(crate) fn oldest(&self) -> Option<Ref> {
-        (self.oldest != NIL).then_some(self.oldest)
+    /// Lists an entry as offered for removal.
+    pub(crate) fn offer(&mut self, entry: Ref) {
+        self.delist(entry);
+        self.entries.header_mut(entry).set(OFFERED, true);
+        self.enlist(entry);
     }
 
-    /// The next entry to give up after `entry`.
-    pub(crate) fn next_oldest(&self, entry: Ref) -> Option<Ref> {
-        let newer = self.slots[entry as usize].newer;
-        (newer != NIL).then_some(newer)
+    /// Takes back all offers. What was offered becomes what is given up next.
+    pub(crate) fn forget_offers(&mut self) {
+        let offered: Vec<Ref> = self.lists[GIVEN_UP].checked(&self.entries).collect();
+        for entry in offered {
+            self.entries.header_mut(entry).flags &= !(OFFERED | MAIN);
+        }
+        let given_up = std::mem::replace(&mut self.lists[GIVEN_UP], List::EMPTY);
+        // The list grew at its newest end, so the first that was offered is its oldest, as it should be.
+        self.lists[FIRST].append_older(&mut self.entries, given_up);
+        self.bytes[FIRST] += std::mem::take(&mut self.bytes[GIVEN_UP]);
+        self.records[FIRST] += std::mem::take(&mut self.records[GIVEN_UP]);
     }
 
-    /// Entries in hash order from `hash` on.
-    pub(crate) fn in_hash_order(&self, hash: u64) -> impl Iterator<Item = (u64, Ref)> {
-        self.index.range((hash, 0)..).copied()
+    /// Looks for entries whose time is at or before `now_ms`, page by page, until at least `max_work` entries (and pages passed
+    /// over) have been looked at. `found` says which to offer. `true` when the end of a round was reached.
+    pub(crate) fn sweep(&mut self, now_ms: u64, max_work: usize, mut found: impl FnMut(u64, Version)) -> bool {
+        let mut work = 0;
+        let mut due: Vec<Ref> = Vec::new();
+        while work < max_work.max(1) {
+            let Some((page, fresh, earliest)) = self.entries.arena.page_from(self.sweep) else {
+                self.sweep = 0;
+                return true;
+            };
+            self.sweep = page + 1;
+            work += 1;
+            if u64::from(earliest) << 10 > now_ms || earliest == NEVER {
+                continue;
+            }
+            work += usize::from(fresh);
+            let mut earliest = NEVER;
+            for slot in 0..u32::from(fresh) {
+                let entry = page << 8 | slot;
+                let bytes = self.entries.arena.slot(entry);
+                let expires_at_ms = if entry::is_live(bytes) {
+                    entry::expires_at_ms(bytes)
+                } else {
+                    0
+                };
+                if expires_at_ms != 0 {
+                    earliest = earliest.min(coarse(expires_at_ms));
+                    if expires_at_ms <= now_ms && !entry::header(bytes).has(OFFERED) {
+                        due.push(entry);
+                    }
+                }
+            }
+            self.entries.arena.set_earliest(page, earliest);
+            for entry in due.drain(..) {
+                found(
+                    self.entries.hash(entry),
+                    Version::from(self.entries.header(entry).version.get()),
+                );
+                self.offer(entry);
+            }
+        }
+        false
     }
 
-    /// Slots, live or not, for the sweep.
-    pub(crate) fn slots(&self) -> usize {
-        self.slots.len()
+    /// Entries in hash order from `hash` on, in groups: this one, as (hash, entry), and the last hash it covers.
+    pub(crate) fn group_from(&self, hash: u64) -> (Vec<(u64, Ref)>, u64) {
+        self.index.group_from(hash, &self.entries)
     }
 
-    pub(crate) fn live(&self, slot: usize) -> Option<(u64, Ref)> {
-        let held = &self.slots[slot];
-        held.live.then_some((held.hash, slot as u32))
+    /// Moves a few entries, if memory is spread too thinly over pages. References are stale afterwards.
+    pub(crate) fn maintain(&mut self) {
+        for _ in 0..MOVES_PER_WRITE {
+            let Some(from) = self.entries.arena.next_to_move() else {
+                return;
+            };
+            self.preserve(from);
+            let hash = self.entries.hash(from);
+            let to = self.entries.duplicate(from);
+            self.index.replace(hash, from, to);
+            let list = self.list_of(to);
+            self.lists[list].moved(&mut self.entries, from, to);
+            self.entries.release_moved(from);
+        }
     }
 
-    fn link_newest(&mut self, entry: Ref) {
-        let newest = self.newest;
-        self.slots[entry as usize].newer = NIL;
-        self.slots[entry as usize].older = newest;
-        if newest == NIL {
-            self.oldest = entry;
+    /// Begins a snapshot.
+    pub(crate) fn snapshot_begin(&mut self) -> Result<(), SnapshotBusy> {
+        if self.snapshot.is_some() {
+            return Err(SnapshotBusy);
+        }
+        self.parity ^= PARITY;
+        self.snapshot = Some(Snapshot::default());
+        Ok(())
+    }
+
+    /// Gives up the snapshot under way, if there is one.
+    pub(crate) fn snapshot_abandon(&mut self) {
+        if let Some(snapshot) = &mut self.snapshot {
+            snapshot.abandon();
+        }
+    }
+
+    /// Visits some entries of the snapshot; `true` when it is complete. Entries in one page are visited together.
+    pub(crate) fn snapshot_slice(&mut self, max_records: usize, mut visit: impl FnMut(SnapshotEntry<'_>)) -> bool {
+        let Some(mut snapshot) = self.snapshot.take() else {
+            return true;
+        };
+        let mut work = snapshot.drain(max_records.max(1), &mut visit);
+        while work < max_records.max(1) {
+            let Some((page, fresh, _)) = self.entries.arena.page_from(snapshot.page) else {
+                if snapshot.drained() {
+                    return true;
+                }
+                break;
+            };
+            for slot in 0..u32::from(fresh) {
+                let entry = page << 8 | slot;
+                let header = self.entries.header(entry);
+                if !header.has(entry::LIVE) || header.flags & PARITY == self.parity {
+                    continue;
+                }
+                if !snapshot.abandoned {
+                    let view = self.entries.view(entry);
+                    let recency = self.recency(view.flags);
+                    let View {
+                        key,
+                        value,
+                        version,
+                        expires_at_ms,
+                        ..
+                    } = view;
+                    visit(SnapshotEntry {
+                        key,
+                        value,
+                        version,
+                        expires_at_ms,
+                        recency,
+                    });
+                }
+                self.entries.header_mut(entry).flags ^= PARITY;
+            }
+            work += usize::from(fresh);
+            snapshot.page = page + 1;
+        }
+        self.snapshot = Some(snapshot);
+        false
+    }
+
+    /// Copies an entry out for the snapshot under way, before it changes.
+    #[inline]
+    fn preserve(&mut self, entry: Ref) {
+        if self.snapshot.is_none() {
+            return;
+        }
+        let view = self.entries.view(entry);
+        if view.flags & PARITY != self.parity {
+            let recency = self.recency(view.flags);
+            if let Some(snapshot) = &mut self.snapshot {
+                snapshot.preserve(&view, recency);
+            }
+            self.entries.header_mut(entry).flags ^= PARITY;
+        }
+    }
+
+    fn recency(&self, flags: u8) -> u8 {
+        match self.policy {
+            Policy::S3Fifo => flags >> entry::USES_SHIFT | if flags & MAIN == 0 { 0 } else { 4 },
+            Policy::Lru | Policy::NoEvict => 0,
+        }
+    }
+
+    /// Writes an entry anew, in another slot, in the old one's place in index and list.
+    fn recreate(&mut self, hash: u64, old: Ref, key: &[u8], value: &[u8], version: Version, expires_at_ms: u64) -> Ref {
+        let header = *self.entries.header(old);
+        let new = self.entries.create(key, value, version, expires_at_ms, header.flags);
+        let links = self.entries.header_mut(new);
+        links.newer = header.newer;
+        links.older = header.older;
+        let list = self.list_of(new);
+        self.lists[list].moved(&mut self.entries, old, new);
+        self.index.replace(hash, old, new);
+        self.entries.release(old);
+        new
+    }
+
+    /// An entry was written: it is no longer offered, and counts as used.
+    fn keep(&mut self, entry: Ref) {
+        if self.entries.header(entry).has(OFFERED) {
+            self.delist(entry);
+            self.entries.header_mut(entry).set(OFFERED, false);
+            self.enlist(entry);
         } else {
-            self.slots[newest as usize].newer = entry;
+            self.touch(entry);
         }
-        self.newest = entry;
     }
 
-    fn unlink(&mut self, entry: Ref) {
-        let (newer, older) = (self.slots[entry as usize].newer, self.slots[entry as usize].older);
-        if newer == NIL {
-            self.newest = older;
+    fn list_of(&self, entry: Ref) -> usize {
+        let header = self.entries.header(entry);
+        if header.has(OFFERED) {
+            GIVEN_UP
+        } else if header.has(MAIN) {
+            SECOND
         } else {
-            self.slots[newer as usize].older = older;
+            FIRST
         }
-        if older == NIL {
-            self.oldest = newer;
-        } else {
-            self.slots[older as usize].newer = newer;
+    }
+
+    fn enlist(&mut self, entry: Ref) {
+        let list = self.list_of(entry);
+        self.lists[list].push_newest(&mut self.entries, entry);
+        self.count_in(entry);
+    }
+
+    fn delist(&mut self, entry: Ref) {
+        let list = self.list_of(entry);
+        self.lists[list].unlink(&mut self.entries, entry);
+        self.count_out(entry);
+    }
+
+    fn count_in(&mut self, entry: Ref) {
+        let list = self.list_of(entry);
+        self.bytes[list] += self.entries.cost(entry);
+        self.records[list] += 1;
+    }
+
+    fn count_out(&mut self, entry: Ref) {
+        let list = self.list_of(entry);
+        self.bytes[list] -= self.entries.cost(entry);
+        self.records[list] -= 1;
+    }
+
+    /// The next victim of S3-FIFO (algorithm 1 of the paper): from the small queue while that is above its share, an entry used
+    /// twice going to the main queue instead; else from the main queue, an entry used at all getting another round.
+    fn choose_s3_fifo(&mut self) -> Option<Ref> {
+        for passed_over in 0.. {
+            let kept = self.bytes[FIRST] + self.bytes[SECOND];
+            let from_small = self.bytes[FIRST] * SMALL_SHARE >= kept || self.lists[SECOND].oldest().is_none();
+            let list = if from_small { FIRST } else { SECOND };
+            let entry = self.lists[list].oldest()?;
+            let uses = self.entries.header(entry).uses();
+            let spared = if from_small { uses >= PROMOTE_AT } else { uses > 0 };
+            if !spared || passed_over >= MAX_PASSED_OVER {
+                return Some(entry);
+            }
+            self.delist(entry);
+            let header = self.entries.header_mut(entry);
+            header.set(MAIN, true);
+            header.set_uses(if from_small { 0 } else { uses - 1 });
+            self.enlist(entry);
         }
+        None
     }
 
     /// Panics on a broken invariant.
     pub(crate) fn check(&self) {
-        let mut seen = 0;
-        let mut newer = NIL;
-        let mut at = self.newest;
-        while at != NIL {
-            let slot = &self.slots[at as usize];
-            assert!(slot.live, "the list holds a free slot");
-            assert_eq!(slot.newer, newer, "the list's links disagree");
-            assert!(
-                self.index.contains(&(slot.hash, at)),
-                "a listed entry is not in the index"
+        let live = self.entries.check();
+        assert_eq!(
+            self.index.check(&self.entries),
+            live,
+            "index and slots hold different numbers of entries"
+        );
+        let mut listed = 0;
+        for (number, list) in self.lists.iter().enumerate() {
+            let (mut bytes, mut records) = (0, 0);
+            for entry in list.checked(&self.entries) {
+                assert!(self.entries.arena.is_live(entry), "a list names a free slot");
+                assert_eq!(
+                    self.list_of(entry),
+                    number,
+                    "an entry is in another list than its flags say"
+                );
+                let flags = self.entries.header(entry).flags;
+                assert!(
+                    self.snapshot.is_some() || flags & PARITY == self.parity,
+                    "a snapshot missed an entry"
+                );
+                bytes += self.entries.cost(entry);
+                records += 1;
+                assert!(records <= live, "a list has a cycle");
+            }
+            assert_eq!(
+                (bytes, records),
+                (self.bytes[number], self.records[number]),
+                "a list is miscounted"
             );
-            seen += 1;
-            assert!(seen <= self.index.len(), "the list has a cycle");
-            newer = at;
-            at = slot.older;
+            listed += records;
         }
-        assert_eq!(self.oldest, newer, "the list's end is not its last entry");
-        assert_eq!(
-            seen,
-            self.index.len(),
-            "index and list hold different numbers of entries"
-        );
-        assert_eq!(
-            seen + self.free.len(),
-            self.slots.len(),
-            "a slot is neither live nor free"
-        );
+        assert_eq!(listed, live, "an entry is in no list");
     }
 }

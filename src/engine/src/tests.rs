@@ -1,4 +1,5 @@
 //! Property tests of the whole shard against a plain reference.
 
+mod bulk;
 mod model;
 mod operations;

@@ -18,11 +18,15 @@ pub(super) struct Model {
     pub(super) records: BTreeMap<Vec<u8>, Record>,
     /// Keys, the least recently used first.
     pub(super) recency: Vec<Vec<u8>>,
+    /// Keys offered for removal and so out of that order, the first offered first.
+    pub(super) offered: Vec<Vec<u8>>,
     pub(super) budget_bytes: u64,
     pub(super) max_records: Option<u64>,
     pub(super) policy: Policy,
     pub(super) max_value_bytes: usize,
     pub(super) time_ms: u64,
+    /// Bytes and records that a cut of the budget left behind.
+    pub(super) tolerated: (u64, u64),
     pub(super) next: u64,
 }
 
@@ -39,6 +43,8 @@ impl Model {
     pub(super) fn begin(&mut self, index: u64, time_ms: u64) {
         self.next = index << 16;
         self.time_ms = self.time_ms.max(time_ms);
+        self.tolerated.0 = self.tolerated.0.min(self.used_bytes());
+        self.tolerated.1 = self.tolerated.1.min(self.records.len() as u64);
     }
 
     pub(super) fn expired(&self, record: &Record) -> bool {
@@ -49,6 +55,7 @@ impl Model {
         self.records.get(key).filter(|record| !self.expired(record))
     }
 
+    /// A read of the key.
     pub(super) fn touch(&mut self, key: &[u8]) {
         if let Some(at) = self.recency.iter().position(|held| held == key) {
             let key = self.recency.remove(at);
@@ -59,6 +66,27 @@ impl Model {
     pub(super) fn remove(&mut self, key: &[u8]) {
         self.records.remove(key);
         self.recency.retain(|held| held != key);
+        self.offered.retain(|held| held != key);
+    }
+
+    pub(super) fn offer(&mut self, key: &[u8]) {
+        self.records.get_mut(key).expect("present").offered = true;
+        self.recency.retain(|held| held != key);
+        self.offered.push(key.to_vec());
+    }
+
+    pub(super) fn forget_offers(&mut self) {
+        self.records.values_mut().for_each(|record| record.offered = false);
+        let kept = std::mem::take(&mut self.recency);
+        self.recency = std::mem::take(&mut self.offered);
+        self.recency.extend(kept);
+    }
+
+    /// A write of the key.
+    fn keep(&mut self, key: &[u8]) {
+        self.recency.retain(|held| held != key);
+        self.offered.retain(|held| held != key);
+        self.recency.push(key.to_vec());
     }
 
     /// `hash` tells which key a victim is.
@@ -151,7 +179,7 @@ impl Model {
                 record.version = version;
                 record.expires_at_ms = expires_at_ms;
                 record.offered = false;
-                self.touch(key);
+                self.keep(key);
                 Outcome::Applied { version }
             }
             Command::Evict { .. } | Command::Expire { .. } => unreachable!("answered above"),
@@ -159,22 +187,21 @@ impl Model {
     }
 
     fn write(&mut self, key: &[u8], value: &[u8], version: Version, expires_at_ms: u64) -> Outcome {
-        let slack = |limit: u64| {
-            if self.policy == Policy::NoEvict {
-                limit
-            } else {
-                limit + limit / 50
-            }
+        let slack = |limit: u64, tolerated: u64| match self.policy {
+            Policy::NoEvict => limit,
+            _ => limit.max(tolerated) + limit / 50,
         };
         let old = self.records.get(key).map(|record| cost(key, &record.value));
         let new = cost(key, value);
-        if new > old.unwrap_or(0) && self.used_bytes() - old.unwrap_or(0) + new > slack(self.budget_bytes) {
+        if new > old.unwrap_or(0)
+            && self.used_bytes() - old.unwrap_or(0) + new > slack(self.budget_bytes, self.tolerated.0)
+        {
             return Outcome::OutOfMemory;
         }
         if old.is_none()
             && self
                 .max_records
-                .is_some_and(|max| self.records.len() as u64 >= slack(max))
+                .is_some_and(|max| self.records.len() as u64 >= slack(max, self.tolerated.1))
         {
             return Outcome::OutOfMemory;
         }
@@ -184,15 +211,13 @@ impl Model {
             expires_at_ms,
             offered: false,
         };
-        if self.records.insert(key.to_vec(), record).is_none() {
-            self.recency.push(key.to_vec());
-        }
-        self.touch(key);
+        self.records.insert(key.to_vec(), record);
+        self.keep(key);
         Outcome::Applied { version }
     }
 
     /// The keys that strict recency gives up for `bytes` and `records` to come.
-    pub(super) fn victims(&mut self, bytes: u64, records: u64) -> Vec<Vec<u8>> {
+    pub(super) fn victims(&self, bytes: u64, records: u64) -> Vec<Vec<u8>> {
         let mut victims = Vec::new();
         if self.policy == Policy::NoEvict {
             return victims;
@@ -203,13 +228,9 @@ impl Model {
             if used + bytes <= self.budget_bytes && self.max_records.is_none_or(|max| count + records <= max) {
                 break;
             }
-            let record = self.records.get_mut(key).expect("listed");
-            if !record.offered {
-                record.offered = true;
-                used -= cost(key, &record.value);
-                count -= 1;
-                victims.push(key.clone());
-            }
+            used -= cost(key, &self.records[key].value);
+            count -= 1;
+            victims.push(key.clone());
         }
         victims
     }

@@ -1,11 +1,11 @@
 //! Sequences of operations on a shard and on the reference, compared after every step.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::model::Model;
-use crate::{Command, Condition, Cursor, Outcome, Policy, Progress, Shard, ShardConfig, Version, Victim};
+use super::model::{Model, Record};
+use crate::{Command, Condition, Cursor, Outcome, Policy, Progress, Shard, ShardConfig, SnapshotBusy, Version, Victim};
 
 /// An operation, with keys by number and sizes that mean something to the layouts.
 #[derive(Debug, Clone)]
@@ -55,6 +55,11 @@ enum Op {
         work: usize,
     },
     ForgetProposals,
+    SnapshotBegin,
+    SnapshotSlice {
+        records: usize,
+    },
+    SnapshotAbandon,
     ScanStep {
         entries: usize,
         bytes: usize,
@@ -101,6 +106,9 @@ fn op() -> impl Strategy<Value = Op> {
         3 => (0..3_000u64, 0..4u64, 1..6usize).prop_map(|(bytes, records, skip)| Op::Evict { bytes, records, skip }),
         2 => (0..50u64, 1..80usize).prop_map(|(ahead_ms, work)| Op::Expire { ahead_ms, work }),
         1 => Just(Op::ForgetProposals),
+        2 => Just(Op::SnapshotBegin),
+        2 => (1..40usize).prop_map(|records| Op::SnapshotSlice { records }),
+        1 => Just(Op::SnapshotAbandon),
         4 => (1..20usize, 1..2_000usize).prop_map(|(entries, bytes)| Op::ScanStep { entries, bytes }),
         1 => (prop_oneof![500..3_000u64, 3_000..200_000u64], prop::option::of(1..60u64))
             .prop_map(|(bytes, records)| Op::SetBudget { bytes, records }),
@@ -124,6 +132,10 @@ struct Pair {
     /// Keys present since the scan began, and keys it has returned.
     expected: BTreeSet<Vec<u8>>,
     seen: BTreeSet<Vec<u8>>,
+    /// What the snapshot under way must contain, less what it has returned; `None` if none is.
+    image: Option<BTreeMap<Vec<u8>, Record>>,
+    /// A snapshot was given up and may not have been walked to its end.
+    abandoned: bool,
 }
 
 impl Pair {
@@ -142,6 +154,8 @@ impl Pair {
             cursor: Cursor::START,
             expected: BTreeSet::new(),
             seen: BTreeSet::new(),
+            image: None,
+            abandoned: false,
         }
     }
 
@@ -278,8 +292,8 @@ impl Pair {
                 let mut expired = Vec::new();
                 self.shard.propose_expired(now_ms, work, &mut expired);
                 for &victim in &expired {
-                    let (_, record) = self.mark_offered(victim);
-                    assert!(record != 0 && record <= now_ms, "offered before its time");
+                    let expires_at_ms = self.mark_offered(victim);
+                    assert!(expires_at_ms != 0 && expires_at_ms <= now_ms, "offered before its time");
                 }
                 self.begin(ahead_ms);
                 let model = &self.model;
@@ -294,16 +308,54 @@ impl Pair {
             }
             Op::ForgetProposals => {
                 self.shard.forget_proposals();
-                self.model
-                    .records
-                    .values_mut()
-                    .for_each(|record| record.offered = false);
+                self.model.forget_offers();
+            }
+            Op::SnapshotBegin => {
+                let begun = self.shard.snapshot_begin();
+                if self.image.is_some() {
+                    assert_eq!(begun, Err(SnapshotBusy));
+                } else if let Ok(head) = begun {
+                    assert_eq!(
+                        (head.index, head.records),
+                        (self.index, self.model.records.len() as u64)
+                    );
+                    assert_eq!(head.state_hash, self.shard.state_hash());
+                    self.image = Some(self.model.records.clone());
+                    self.abandoned = false;
+                } else {
+                    assert!(self.abandoned, "nothing is under way");
+                }
+            }
+            Op::SnapshotSlice { records } => {
+                let image = &mut self.image;
+                let progress = self.shard.snapshot_slice(records, |entry| {
+                    let image = image.as_mut().expect("only a snapshot under way returns entries");
+                    let record = image.remove(entry.key).expect("an entry of the image, once");
+                    assert_eq!(entry.value, record.value);
+                    assert_eq!(
+                        (entry.version, entry.expires_at_ms),
+                        (record.version, record.expires_at_ms)
+                    );
+                });
+                if progress == Progress::Done {
+                    assert_eq!(
+                        self.image.take().unwrap_or_default().len(),
+                        0,
+                        "the snapshot missed entries"
+                    );
+                    self.abandoned = false;
+                }
+            }
+            Op::SnapshotAbandon => {
+                self.shard.snapshot_abandon();
+                self.abandoned |= self.image.take().is_some();
             }
             Op::ScanStep { entries, bytes } => self.scan_step(entries, bytes),
             Op::SetBudget { bytes, records } => {
                 self.shard.set_budget(bytes, records);
                 self.model.budget_bytes = bytes;
                 self.model.max_records = records;
+                self.model.tolerated = (self.model.used_bytes(), self.model.records.len() as u64);
             }
         }
         self.shard.check();
@@ -323,16 +375,15 @@ impl Pair {
         }
     }
 
-    fn mark_offered(&mut self, victim: Victim) -> (Vec<u8>, u64) {
-        let (key, record) = self
-            .model
-            .records
-            .iter_mut()
-            .find(|(_, record)| record.version == victim.version)
-            .expect("only what is there is offered");
-        record.offered = true;
+    fn mark_offered(&mut self, victim: Victim) -> u64 {
+        let records = &self.model.records;
+        let found = records.iter().find(|(_, record)| record.version == victim.version);
+        let (key, record) = found.expect("only what is there is offered");
         assert_eq!(self.shard.hash(key), victim.hash);
-        (key.clone(), record.expires_at_ms)
+        assert!(!record.offered, "an entry is offered twice");
+        let (key, expires_at_ms) = (key.clone(), record.expires_at_ms);
+        self.model.offer(&key);
+        expires_at_ms
     }
 
     fn remove_offered(&mut self, victims: &[Victim], skip: usize, command: impl Fn(Victim) -> Command<'static>) {

@@ -1,0 +1,672 @@
+//! Slots for entries, in pages of equal slots, in chunks from the system.
+//!
+//! Owns where slots are and which are free. A page belongs to one size class; pages are blocks of a buddy system of base four
+//! (8, 32, 128, 512 KiB, 2 MiB) inside a chunk. What makes it keep its size when the sizes of entries drift is that it can name a
+//! page (or a whole chunk) whose few entries had better live elsewhere; the store, which can move entries, then empties it
+//! ([`Arena::next_to_move`]). It knows nothing of what is in a slot but whether the slot is taken.
+//!
+//! Invariants ([`Arena::check`]): a slot is live or free, never both; a page with a free slot is in its class's list of partial
+//! pages unless it is being emptied; a page without a live slot does not exist; free blocks of a chunk never include the four
+//! quarters of a larger block.
+
+use std::collections::BTreeSet;
+
+use crate::classes::{self, UNIT_BYTES};
+use crate::entry;
+use crate::memory::{CHUNK_BYTES, Chunk};
+
+/// Names a slot: page number (24 bits) and slot in the page (8 bits). The page number counts units of 8 KiB, so a shard addresses
+/// 128 GiB.
+pub(crate) type Ref = u32;
+
+/// No slot.
+pub(crate) const NIL: Ref = Ref::MAX;
+
+/// No page.
+const NO_PAGE: u32 = u32::MAX;
+
+const UNITS_PER_CHUNK: usize = CHUNK_BYTES / UNIT_BYTES;
+
+/// Block orders: 8 KiB to the whole chunk.
+const ORDERS: usize = 5;
+
+const _: () = assert!(
+    UNITS_PER_CHUNK == 1 << (2 * (ORDERS - 1)),
+    "the largest block is a chunk"
+);
+
+/// A page that has never been swept for expiry times has none.
+pub(crate) const NEVER: u32 = u32::MAX;
+
+/// Chunks kept although nothing is in them, so that a shard at the edge of one does not map and unmap with each write.
+const SPARE_CHUNKS: usize = 1;
+
+/// Free blocks that are left alone in any case, in units.
+const EVACUATE_FROM_UNITS: u64 = 32;
+
+#[derive(Debug, Clone, Copy)]
+struct Page {
+    class: u8,
+    /// Live slots.
+    live: u16,
+    /// Head of the list of freed slots; `FULL_LIST` if there is none.
+    free: u16,
+    /// Slots from here on have never been used.
+    fresh: u16,
+    /// Neighbours in the class's list of partial pages.
+    previous: u32,
+    next: u32,
+    /// A lower bound of the expiry times in this page, in units of the store; [`NEVER`] if none expires.
+    earliest: u32,
+}
+
+const END_OF_FREE: u16 = u16::MAX;
+
+const NO_STRIDE: u16 = 0;
+
+#[derive(Debug)]
+struct ChunkPages {
+    memory: Chunk,
+    /// Units below this have been handed out at some time, so their memory is resident.
+    touched: u16,
+    /// Units in pages.
+    used: u16,
+    /// The stride of the page that begins at each unit, [`NO_STRIDE`] if none does.
+    strides: [u16; UNITS_PER_CHUNK],
+    pages: [Page; UNITS_PER_CHUNK],
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Class {
+    first: u32,
+    last: u32,
+    pages: u32,
+    live: u64,
+}
+
+/// What is being emptied.
+#[derive(Debug, Clone, Copy)]
+struct Emptying {
+    page: u32,
+    /// The next slot to look at.
+    slot: u16,
+}
+
+#[derive(Debug)]
+pub(crate) struct Arena {
+    chunks: Vec<Option<Box<ChunkPages>>>,
+    /// Numbers of chunks given back.
+    vacant: BTreeSet<u32>,
+    /// Free blocks by order, by their first unit.
+    free: [BTreeSet<u32>; ORDERS],
+    classes: [Class; classes::CLASSES],
+    /// Bytes of all pages.
+    page_bytes: u64,
+    /// Bytes of all live slots.
+    live_bytes: u64,
+    emptying: Option<Emptying>,
+    /// The chunk whose pages are emptied one after the other; its free blocks are out of reach.
+    evacuating: Option<u32>,
+    /// After a search for something to empty found nothing, how many releases to let pass before the next.
+    patience: u32,
+    huge: bool,
+}
+
+impl Arena {
+    /// `huge`: whether chunks should be backed by huge pages.
+    pub(crate) fn new(huge: bool) -> Self {
+        Self {
+            chunks: Vec::new(),
+            vacant: BTreeSet::new(),
+            free: Default::default(),
+            classes: [Class {
+                first: NO_PAGE,
+                last: NO_PAGE,
+                pages: 0,
+                live: 0,
+            }; classes::CLASSES],
+            page_bytes: 0,
+            live_bytes: 0,
+            emptying: None,
+            evacuating: None,
+            patience: 0,
+            huge,
+        }
+    }
+
+    /// The bytes of a slot.
+    #[inline]
+    pub(crate) fn slot(&self, slot: Ref) -> &[u8] {
+        let (chunk, unit) = split(slot >> 8);
+        let chunk = chunk_ref(&self.chunks, chunk);
+        let stride = usize::from(chunk.strides[unit]);
+        let start = unit * UNIT_BYTES + (slot as usize & 0xff) * stride;
+        &chunk.memory[start..start + stride]
+    }
+
+    /// The bytes of a slot.
+    #[inline]
+    pub(crate) fn slot_mut(&mut self, slot: Ref) -> &mut [u8] {
+        let (chunk, unit) = split(slot >> 8);
+        let chunk = chunk_mut(&mut self.chunks, chunk);
+        let stride = usize::from(chunk.strides[unit]);
+        let start = unit * UNIT_BYTES + (slot as usize & 0xff) * stride;
+        &mut chunk.memory[start..start + stride]
+    }
+
+    /// Copies the bytes of one slot to another of the same class.
+    pub(crate) fn copy(&mut self, from: Ref, to: Ref) {
+        let (from_chunk, from_unit) = split(from >> 8);
+        let (to_chunk, to_unit) = split(to >> 8);
+        let stride = usize::from(chunk_ref(&self.chunks, from_chunk).strides[from_unit]);
+        let from_start = from_unit * UNIT_BYTES + (from as usize & 0xff) * stride;
+        let to_start = to_unit * UNIT_BYTES + (to as usize & 0xff) * stride;
+        if from_chunk == to_chunk {
+            chunk_mut(&mut self.chunks, from_chunk)
+                .memory
+                .copy_within(from_start..from_start + stride, to_start);
+        } else if let Ok([Some(from), Some(to)]) = self.chunks.get_disjoint_mut([from_chunk, to_chunk]) {
+            to.memory[to_start..to_start + stride].copy_from_slice(&from.memory[from_start..from_start + stride]);
+        }
+    }
+
+    /// The class a slot belongs to.
+    #[inline]
+    pub(crate) fn class(&self, slot: Ref) -> u8 {
+        self.page(slot >> 8).class
+    }
+
+    /// Takes a free slot of this class. Its bytes are whatever they were, but marked as taken only by what the caller writes.
+    pub(crate) fn allocate(&mut self, class: u8) -> Ref {
+        let mut page = self.classes[class as usize].first;
+        if page == NO_PAGE {
+            page = self.new_page(class);
+            self.push_partial(class, page);
+        }
+        let at = self.page(page);
+        let slot = if at.free == END_OF_FREE {
+            let slot = at.fresh;
+            self.page_mut(page).fresh += 1;
+            slot
+        } else {
+            let slot = at.free;
+            let next = entry::free_next(self.slot(page << 8 | u32::from(slot)));
+            self.page_mut(page).free = next;
+            slot
+        };
+        let at = self.page_mut(page);
+        at.live += 1;
+        if usize::from(at.live) == classes::slots(class) {
+            self.unlink_partial(class, page);
+        }
+        self.classes[class as usize].live += 1;
+        self.live_bytes += classes::stride(class) as u64;
+        page << 8 | u32::from(slot)
+    }
+
+    /// Gives a slot back.
+    pub(crate) fn release(&mut self, slot: Ref) {
+        let page = slot >> 8;
+        let Page { class, free, live, .. } = *self.page(page);
+        entry::set_free(self.slot_mut(slot), free);
+        let was_full = usize::from(live) == classes::slots(class);
+        let at = self.page_mut(page);
+        at.free = (slot & 0xff) as u16;
+        at.live -= 1;
+        self.classes[class as usize].live -= 1;
+        self.live_bytes -= classes::stride(class) as u64;
+        let emptying = self.emptying.is_some_and(|emptying| emptying.page == page);
+        if live == 1 {
+            if emptying {
+                self.emptying = None;
+            } else if !was_full {
+                self.unlink_partial(class, page);
+            }
+            self.drop_page(page);
+        } else if was_full && !emptying {
+            self.push_partial(class, page);
+        }
+    }
+
+    /// The slot whose entry should move next, if memory is spread too thinly; `None` if all is well, or nothing is found within
+    /// the work of one call (then another call goes on). The caller moves the entry to a slot of the same class and releases this one.
+    pub(crate) fn next_to_move(&mut self) -> Option<Ref> {
+        if self.emptying.is_none() {
+            self.choose();
+        }
+        let Emptying { page, slot } = self.emptying?;
+        let fresh = self.page(page).fresh;
+        for at in slot..fresh {
+            if entry::is_live(self.slot(page << 8 | u32::from(at))) {
+                self.emptying = Some(Emptying { page, slot: at + 1 });
+                return Some(page << 8 | u32::from(at));
+            }
+        }
+        unreachable!("a page that is being emptied is dropped with its last live slot");
+    }
+
+    /// Lowers the bound of the expiry times in the page of `slot`.
+    #[inline]
+    pub(crate) fn note_expiry(&mut self, slot: Ref, earliest: u32) {
+        let page = self.page_mut(slot >> 8);
+        page.earliest = page.earliest.min(earliest);
+    }
+
+    /// Sets the bound of the expiry times in a page, after all of it has been looked at.
+    pub(crate) fn set_earliest(&mut self, page: u32, earliest: u32) {
+        self.page_mut(page).earliest = earliest;
+    }
+
+    /// The first page at or after unit `from`: its number, how many of its slots have ever been used, and its bound of expiry
+    /// times.
+    pub(crate) fn page_from(&self, from: u32) -> Option<(u32, u16, u32)> {
+        let (mut number, mut unit) = split(from);
+        while number < self.chunks.len() {
+            if let Some(chunk) = &self.chunks[number]
+                && let Some(found) = (unit..UNITS_PER_CHUNK).find(|&unit| chunk.strides[unit] != NO_STRIDE)
+            {
+                let page = &chunk.pages[found];
+                return Some(((number * UNITS_PER_CHUNK + found) as u32, page.fresh, page.earliest));
+            }
+            number += 1;
+            unit = 0;
+        }
+        None
+    }
+
+    /// Whether the slot holds something.
+    #[inline]
+    pub(crate) fn is_live(&self, slot: Ref) -> bool {
+        entry::is_live(self.slot(slot))
+    }
+
+    /// Memory resident for slots, and for the records of pages.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        let held = self.chunks.iter().flatten();
+        held.map(|chunk| {
+            if self.huge {
+                CHUNK_BYTES
+            } else {
+                usize::from(chunk.touched) * UNIT_BYTES
+            }
+        })
+        .map(|bytes| (bytes + size_of::<ChunkPages>()) as u64)
+        .sum()
+    }
+
+    #[inline]
+    fn page(&self, page: u32) -> &Page {
+        let (chunk, unit) = split(page);
+        &chunk_ref(&self.chunks, chunk).pages[unit]
+    }
+
+    #[inline]
+    fn page_mut(&mut self, page: u32) -> &mut Page {
+        let (chunk, unit) = split(page);
+        &mut chunk_mut(&mut self.chunks, chunk).pages[unit]
+    }
+
+    /// Makes a page; the caller links it.
+    fn new_page(&mut self, class: u8) -> u32 {
+        let order = classes::order(class);
+        let block = self.take_block(order as usize);
+        let (number, unit) = split(block);
+        let units = 1 << (2 * order);
+        let chunk = chunk_mut(&mut self.chunks, number);
+        chunk.used += units;
+        chunk.touched = chunk.touched.max(unit as u16 + units);
+        chunk.strides[unit] = classes::stride(class) as u16;
+        chunk.pages[unit] = Page {
+            class,
+            live: 0,
+            free: END_OF_FREE,
+            fresh: 0,
+            previous: NO_PAGE,
+            next: NO_PAGE,
+            earliest: NEVER,
+        };
+        self.page_bytes += classes::page_bytes(order) as u64;
+        self.classes[class as usize].pages += 1;
+        block
+    }
+
+    fn drop_page(&mut self, page: u32) {
+        let class = self.page(page).class;
+        let order = classes::order(class);
+        let (number, unit) = split(page);
+        let chunk = chunk_mut(&mut self.chunks, number);
+        chunk.strides[unit] = NO_STRIDE;
+        chunk.used -= 1 << (2 * order);
+        let empty = chunk.used == 0;
+        self.page_bytes -= classes::page_bytes(order) as u64;
+        self.classes[class as usize].pages -= 1;
+        if self.evacuating == Some(number as u32) {
+            // Its free blocks are already out of reach, and so is this one.
+            if empty {
+                self.evacuating = None;
+                self.drop_chunk(number);
+            }
+        } else {
+            self.put_block(page, order as usize);
+        }
+    }
+
+    /// Takes a free block, the lowest there is of the smallest order that will do.
+    fn take_block(&mut self, order: usize) -> u32 {
+        let found = (order..ORDERS).find(|&order| !self.free[order].is_empty());
+        let (mut held, block) = match found {
+            Some(held) => (
+                held,
+                self.free[held]
+                    .pop_first()
+                    .expect("invariant: just seen to hold a block"),
+            ),
+            None => (ORDERS - 1, self.new_chunk()),
+        };
+        while held > order {
+            held -= 1;
+            for quarter in 1..4 {
+                self.free[held].insert(block + (quarter << (2 * held)));
+            }
+        }
+        block
+    }
+
+    /// Gives a block back, joined with its free neighbours.
+    fn put_block(&mut self, mut block: u32, mut order: usize) {
+        while order < ORDERS - 1 {
+            let first = block & !((4 << (2 * order)) - 1);
+            let mut others = (0..4)
+                .map(|quarter| first + (quarter << (2 * order)))
+                .filter(|&other| other != block);
+            if !others.all(|other| self.free[order].contains(&other)) {
+                break;
+            }
+            for quarter in 0..4 {
+                self.free[order].remove(&(first + (quarter << (2 * order))));
+            }
+            block = first;
+            order += 1;
+        }
+        if order == ORDERS - 1 && self.free[order].len() >= SPARE_CHUNKS {
+            self.drop_chunk(split(block).0);
+        } else {
+            self.free[order].insert(block);
+        }
+    }
+
+    fn new_chunk(&mut self) -> u32 {
+        const NO: Page = Page {
+            class: 0,
+            live: 0,
+            free: END_OF_FREE,
+            fresh: 0,
+            previous: NO_PAGE,
+            next: NO_PAGE,
+            earliest: NEVER,
+        };
+        let number = self.vacant.pop_first().unwrap_or_else(|| {
+            self.chunks.push(None);
+            self.chunks.len() as u32 - 1
+        });
+        // The last chunk is left out, so that no slot is called NIL.
+        assert!(
+            number < (1 << 24) / UNITS_PER_CHUNK as u32 - 1,
+            "a shard addresses 128 GiB"
+        );
+        self.chunks[number as usize] = Some(Box::new(ChunkPages {
+            memory: Chunk::new(self.huge),
+            touched: 0,
+            used: 0,
+            strides: [NO_STRIDE; UNITS_PER_CHUNK],
+            pages: [NO; UNITS_PER_CHUNK],
+        }));
+        number * UNITS_PER_CHUNK as u32
+    }
+
+    fn drop_chunk(&mut self, number: usize) {
+        self.chunks[number] = None;
+        self.vacant.insert(number as u32);
+    }
+
+    /// Looks for a page worth emptying: one of the class with the most free slots, or one of the chunk with the fewest pages.
+    fn choose(&mut self) {
+        if self.patience > 0 {
+            self.patience -= 1;
+            return;
+        }
+        // A 25th of the live bytes may be free slots, and a 25th free blocks; small shards get a little more.
+        let allowed = self.live_bytes / 25 + (128 << 10);
+        if self.page_bytes - self.live_bytes > allowed
+            && let Some(page) = self.sparse_page()
+        {
+            self.start_emptying(page);
+            return;
+        }
+        if self.evacuating.is_none() {
+            self.choose_chunk();
+        }
+        if let Some(number) = self.evacuating {
+            let (page, ..) = self
+                .page_from(number * UNITS_PER_CHUNK as u32)
+                .expect("invariant: it holds a page");
+            self.start_emptying(page);
+        } else {
+            self.patience = 256;
+        }
+    }
+
+    fn start_emptying(&mut self, page: u32) {
+        let Page { class, live, .. } = *self.page(page);
+        if usize::from(live) < classes::slots(class) {
+            self.unlink_partial(class, page);
+        }
+        self.emptying = Some(Emptying { page, slot: 0 });
+    }
+
+    /// The emptiest of some pages of the class that has the most bytes in free slots, if its other pages can take its entries.
+    fn sparse_page(&self) -> Option<u32> {
+        let free_slots = |class: u8, of: &Class| u64::from(of.pages) * classes::slots(class) as u64 - of.live;
+        let (class, of) = (0u8..)
+            .zip(&self.classes)
+            .filter(|&(class, of)| free_slots(class, of) >= classes::slots(class) as u64)
+            .max_by_key(|&(class, of)| free_slots(class, of) * classes::stride(class) as u64)?;
+        let mut best: Option<(u16, u32)> = None;
+        // The list's end has the pages that became partial first and have had the most time to empty.
+        let mut page = of.last;
+        for _ in 0..32 {
+            if page == NO_PAGE {
+                break;
+            }
+            let at = self.page(page);
+            if best.is_none_or(|(live, _)| at.live < live) {
+                best = Some((at.live, page));
+            }
+            page = at.previous;
+        }
+        let (live, page) = best?;
+        // What is free elsewhere in the class must hold what moves.
+        let free_here = classes::slots(class) as u64 - u64::from(live);
+        (free_slots(class, of) - free_here >= u64::from(live)).then_some(page)
+    }
+
+    /// Starts emptying the emptiest chunk, if enough blocks are free in the others.
+    fn choose_chunk(&mut self) {
+        let held: u64 = self.chunks.iter().flatten().map(|chunk| u64::from(chunk.touched)).sum();
+        let used = self.page_bytes / UNIT_BYTES as u64;
+        if held - used <= used / 25 + EVACUATE_FROM_UNITS {
+            return;
+        }
+        let emptiest = (0u32..)
+            .zip(&self.chunks)
+            .filter_map(|(number, chunk)| chunk.as_ref().map(|chunk| (chunk.used, chunk.touched, number)))
+            .filter(|&(used, ..)| used > 0)
+            .min();
+        let Some((moving, touched, number)) = emptiest else {
+            return;
+        };
+        // What is free elsewhere must hold what moves, or a new chunk would only take this one's place.
+        let free_elsewhere = held - used - u64::from(touched - moving);
+        if free_elsewhere < u64::from(moving) + EVACUATE_FROM_UNITS / 2 {
+            return;
+        }
+        let first = number * UNITS_PER_CHUNK as u32;
+        let range = first..first + UNITS_PER_CHUNK as u32;
+        for free in &mut self.free {
+            let blocks: Vec<u32> = free.range(range.clone()).copied().collect();
+            for block in blocks {
+                free.remove(&block);
+            }
+        }
+        self.evacuating = Some(number);
+    }
+
+    fn push_partial(&mut self, class: u8, page: u32) {
+        let first = self.classes[class as usize].first;
+        let at = self.page_mut(page);
+        at.previous = NO_PAGE;
+        at.next = first;
+        if first == NO_PAGE {
+            self.classes[class as usize].last = page;
+        } else {
+            self.page_mut(first).previous = page;
+        }
+        self.classes[class as usize].first = page;
+    }
+
+    fn unlink_partial(&mut self, class: u8, page: u32) {
+        let Page { previous, next, .. } = *self.page(page);
+        if previous == NO_PAGE {
+            self.classes[class as usize].first = next;
+        } else {
+            self.page_mut(previous).next = next;
+        }
+        if next == NO_PAGE {
+            self.classes[class as usize].last = previous;
+        } else {
+            self.page_mut(next).previous = previous;
+        }
+    }
+
+    /// Panics on a broken invariant; returns the number of live slots.
+    pub(crate) fn check(&self) -> u64 {
+        let (mut live_slots, mut live_bytes, mut page_bytes) = (0, 0, 0);
+        let mut found = [(0u32, 0u64); classes::CLASSES];
+        let mut at = 0;
+        while let Some((page, fresh, _)) = self.page_from(at) {
+            at = page + 1;
+            let held = self.page(page);
+            let live = (0..u32::from(fresh))
+                .filter(|slot| self.is_live(page << 8 | slot))
+                .count();
+            assert_eq!(live, usize::from(held.live), "a page's live slots are miscounted");
+            assert!(live > 0, "an empty page was kept");
+            let mut free = held.free;
+            let mut listed = 0;
+            while free != END_OF_FREE {
+                let slot = self.slot(page << 8 | u32::from(free));
+                assert!(!entry::is_live(slot), "a live slot is in the list of free ones");
+                free = entry::free_next(slot);
+                listed += 1;
+                assert!(listed <= usize::from(fresh), "the list of free slots has a cycle");
+            }
+            assert_eq!(live + listed, usize::from(fresh), "a slot is neither live nor free");
+            found[held.class as usize].0 += 1;
+            found[held.class as usize].1 += live as u64;
+            live_slots += live as u64;
+            live_bytes += (live * classes::stride(held.class)) as u64;
+            page_bytes += classes::page_bytes(classes::order(held.class)) as u64;
+        }
+        assert_eq!(
+            (live_bytes, page_bytes),
+            (self.live_bytes, self.page_bytes),
+            "bytes are miscounted"
+        );
+        for (class, &(pages, live)) in (0u8..).zip(&found) {
+            let of = &self.classes[class as usize];
+            assert_eq!((pages, live), (of.pages, of.live), "class {class} is miscounted");
+            let (mut page, mut previous, mut partial) = (of.first, NO_PAGE, 0);
+            while page != NO_PAGE {
+                let at = self.page(page);
+                assert_eq!(
+                    (at.class, at.previous),
+                    (class, previous),
+                    "the list of partial pages is broken"
+                );
+                assert!(
+                    usize::from(at.live) < classes::slots(class),
+                    "a full page is listed as partial"
+                );
+                partial += u64::from(classes::slots(class) as u32 - u32::from(at.live));
+                previous = page;
+                page = at.next;
+            }
+            assert_eq!(of.last, previous, "the list of partial pages ends elsewhere");
+            let emptying = self.emptying.map_or(0, |emptying| {
+                let at = self.page(emptying.page);
+                if at.class == class {
+                    classes::slots(class) as u64 - u64::from(at.live)
+                } else {
+                    0
+                }
+            });
+            let free = u64::from(pages) * classes::slots(class) as u64 - live;
+            assert_eq!(partial + emptying, free, "a page with room is not listed");
+        }
+        self.check_blocks();
+        live_slots
+    }
+
+    fn check_blocks(&self) {
+        for (number, chunk) in self.chunks.iter().enumerate() {
+            let Some(chunk) = chunk else {
+                assert!(self.vacant.contains(&(number as u32)), "a vacant chunk is not listed");
+                continue;
+            };
+            let mut owned = [false; UNITS_PER_CHUNK];
+            let mut claim = |unit: usize, order: usize| {
+                for owned in &mut owned[unit..unit + (1 << (2 * order))] {
+                    assert!(!*owned, "two blocks overlap");
+                    *owned = true;
+                }
+            };
+            let mut used = 0;
+            for unit in 0..UNITS_PER_CHUNK {
+                if chunk.strides[unit] != NO_STRIDE {
+                    let order = classes::order(chunk.pages[unit].class) as usize;
+                    claim(unit, order);
+                    used += 1u16 << (2 * order);
+                }
+            }
+            assert_eq!(used, chunk.used, "a chunk's units are miscounted");
+            let first = (number * UNITS_PER_CHUNK) as u32;
+            for (order, free) in self.free.iter().enumerate() {
+                for &block in free.range(first..first + UNITS_PER_CHUNK as u32) {
+                    claim(split(block).1, order);
+                }
+            }
+            let all = owned.iter().all(|&owned| owned);
+            assert!(all || self.evacuating == Some(number as u32), "a block was lost");
+        }
+    }
+}
+
+/// The chunk and the unit inside it.
+#[inline]
+fn split(unit: u32) -> (usize, usize) {
+    (unit as usize / UNITS_PER_CHUNK, unit as usize % UNITS_PER_CHUNK)
+}
+
+#[inline]
+fn chunk_ref(chunks: &[Option<Box<ChunkPages>>], number: usize) -> &ChunkPages {
+    chunks[number]
+        .as_deref()
+        .expect("invariant: references point into chunks that are held")
+}
+
+#[inline]
+fn chunk_mut(chunks: &mut [Option<Box<ChunkPages>>], number: usize) -> &mut ChunkPages {
+    chunks[number]
+        .as_deref_mut()
+        .expect("invariant: references point into chunks that are held")
+}

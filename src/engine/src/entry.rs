@@ -1,0 +1,164 @@
+//! The bytes of one entry in its slot.
+//!
+//! ```text
+//!  0        8       12      16      18        21      22
+//!  +--------+-------+-------+-------+---------+-------+----------------+-----+-------+
+//!  | version| newer | older |key_len|value_len| flags |[expiry: 6]     | key | value |
+//!  +--------+-------+-------+-------+---------+-------+----------------+-----+-------+
+//! ```
+//! Little-endian. The expiry is there if the flag says so. If the entry is too large for a slot, a 4-byte number of its extent
+//! stands where the key would, and key and value are there. A free slot has no live flag and, in its first two bytes, the next
+//! free slot of its page.
+
+use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::classes::{MAX_STRIDE, MIN_STRIDE};
+
+/// The slot holds an entry.
+pub(crate) const LIVE: u8 = 1;
+/// Which snapshots have seen it: compared with the store's parity.
+pub(crate) const PARITY: u8 = 1 << 1;
+/// It was offered for removal.
+pub(crate) const OFFERED: u8 = 1 << 2;
+/// It has an expiry.
+pub(crate) const EXPIRES: u8 = 1 << 3;
+/// Its key and value are in an extent.
+pub(crate) const EXTENT: u8 = 1 << 4;
+/// S3-FIFO: it is in the main queue. LRU: the high bit of its age stamp.
+pub(crate) const MAIN: u8 = 1 << 5;
+/// S3-FIFO: how often it was asked for, at most 3. LRU: the low bits of its age stamp.
+pub(crate) const USES: u8 = 3 << USES_SHIFT;
+pub(crate) const USES_SHIFT: u32 = 6;
+
+const HEADER_BYTES: usize = size_of::<Header>();
+const EXPIRY_BYTES: usize = 6;
+const EXTENT_BYTES: usize = 4;
+
+const _: () = assert!(HEADER_BYTES == 22);
+const _: () = assert!(
+    HEADER_BYTES + EXPIRY_BYTES + EXTENT_BYTES <= MIN_STRIDE,
+    "an extent's slot is of the first class"
+);
+
+/// What every entry begins with.
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Unaligned, KnownLayout, Immutable)]
+#[repr(C)]
+pub(crate) struct Header {
+    pub(crate) version: U64,
+    pub(crate) newer: U32,
+    pub(crate) older: U32,
+    pub(crate) key_len: U16,
+    value_len: [u8; 3],
+    pub(crate) flags: u8,
+}
+
+impl Header {
+    pub(crate) fn value_len(&self) -> usize {
+        let [a, b, c] = self.value_len;
+        u32::from_le_bytes([a, b, c, 0]) as usize
+    }
+
+    pub(crate) fn set_value_len(&mut self, len_bytes: usize) {
+        let [a, b, c, top] = u32::try_from(len_bytes)
+            .expect("invariant: limited by the configuration")
+            .to_le_bytes();
+        assert!(top == 0, "a value's length has 24 bits");
+        self.value_len = [a, b, c];
+    }
+
+    #[inline]
+    pub(crate) fn has(&self, flag: u8) -> bool {
+        self.flags & flag != 0
+    }
+
+    pub(crate) fn set(&mut self, flag: u8, on: bool) {
+        if on {
+            self.flags |= flag;
+        } else {
+            self.flags &= !flag;
+        }
+    }
+
+    /// The S3-FIFO use count.
+    pub(crate) fn uses(&self) -> u8 {
+        self.flags >> USES_SHIFT
+    }
+
+    pub(crate) fn set_uses(&mut self, uses: u8) {
+        self.flags = self.flags & !USES | uses << USES_SHIFT;
+    }
+
+    /// Where the key (or the extent's number) begins.
+    #[inline]
+    pub(crate) fn body_start(&self) -> usize {
+        if self.has(EXPIRES) {
+            HEADER_BYTES + EXPIRY_BYTES
+        } else {
+            HEADER_BYTES
+        }
+    }
+}
+
+#[inline]
+pub(crate) fn header(slot: &[u8]) -> &Header {
+    let (header, _) = Header::ref_from_prefix(slot).expect("invariant: a slot is larger than a header");
+    header
+}
+
+#[inline]
+pub(crate) fn header_mut(slot: &mut [u8]) -> &mut Header {
+    let (header, _) = Header::mut_from_prefix(slot).expect("invariant: a slot is larger than a header");
+    header
+}
+
+#[inline]
+pub(crate) fn is_live(slot: &[u8]) -> bool {
+    header(slot).has(LIVE)
+}
+
+/// The next free slot of the page, of a free slot.
+pub(crate) fn free_next(slot: &[u8]) -> u16 {
+    u16::from_le_bytes([slot[0], slot[1]])
+}
+
+/// Marks a slot free.
+pub(crate) fn set_free(slot: &mut [u8], next: u16) {
+    header_mut(slot).flags = 0;
+    slot[..2].copy_from_slice(&next.to_le_bytes());
+}
+
+/// The bytes a slot must have for an entry whose key and value are in it; `None` if they are too large for any slot.
+#[inline]
+pub(crate) fn inline_bytes(key_len: usize, value_len: usize, expires: bool) -> Option<usize> {
+    let len = HEADER_BYTES + if expires { EXPIRY_BYTES } else { 0 } + key_len + value_len;
+    (len <= MAX_STRIDE).then_some(len)
+}
+
+/// The expiry of an entry, 0 if it has none.
+#[inline]
+pub(crate) fn expires_at_ms(slot: &[u8]) -> u64 {
+    if !header(slot).has(EXPIRES) {
+        return 0;
+    }
+    let mut wide = [0; 8];
+    wide[..EXPIRY_BYTES].copy_from_slice(&slot[HEADER_BYTES..HEADER_BYTES + EXPIRY_BYTES]);
+    u64::from_le_bytes(wide)
+}
+
+/// Writes the expiry of an entry whose flag says that it has one.
+pub(crate) fn set_expires_at_ms(slot: &mut [u8], expires_at_ms: u64) {
+    slot[HEADER_BYTES..HEADER_BYTES + EXPIRY_BYTES].copy_from_slice(&expires_at_ms.to_le_bytes()[..EXPIRY_BYTES]);
+}
+
+/// The number of the extent of an entry whose flag says that it has one.
+#[inline]
+pub(crate) fn extent(slot: &[u8]) -> u32 {
+    let start = header(slot).body_start();
+    u32::from_le_bytes([slot[start], slot[start + 1], slot[start + 2], slot[start + 3]])
+}
+
+pub(crate) fn set_extent(slot: &mut [u8], extent: u32) {
+    let start = header(slot).body_start();
+    slot[start..start + EXTENT_BYTES].copy_from_slice(&extent.to_le_bytes());
+}
