@@ -1,0 +1,143 @@
+//! What one core is told at its start.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use generation_engine::ShardConfig;
+use generation_proto::Limits;
+use generation_quic::ServerCrypto;
+use rustls::pki_types::CertificateDer;
+
+/// Codes a node closes a connection with (QUIC application error codes). Stable.
+pub mod close_code {
+    /// The connection is closed in good order.
+    pub const NONE: u32 = 0;
+    /// The peer sent what cannot be read as frames; what follows cannot be trusted.
+    pub const PROTOCOL: u32 = 1;
+    /// The peer's certificate names nobody this node serves.
+    pub const UNAUTHORIZED: u32 = 2;
+    /// The peer did not say `Hello`, or did not finish what it began, in time.
+    pub const TIMEOUT: u32 = 3;
+    /// The node is stopping.
+    pub const SHUTTING_DOWN: u32 = 4;
+    /// The peer speaks another major version of the protocol.
+    pub const VERSION: u32 = 5;
+}
+
+/// What a peer may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Reads and writes entries.
+    Client,
+    /// All a client may, and operations on the cluster.
+    Admin,
+    /// Another node.
+    Node,
+}
+
+/// Who a peer is, by its certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// What it is.
+    pub role: Role,
+    /// Its name, for logs and policies.
+    pub name: String,
+}
+
+/// Tells from the certificates a peer presented, its own first, who it is; or, in words for the peer and the log, why it is not
+/// served. TLS has verified the chain already.
+pub type Authorize = Arc<dyn Fn(&[CertificateDer<'_>]) -> Result<Identity, String> + Send + Sync>;
+
+/// Bounds of one core's queues and patience.
+#[derive(Debug, Clone)]
+pub struct NodeLimits {
+    /// Datagrams taken from the socket in one turn.
+    pub datagrams_per_turn: usize,
+    /// Requests executed in one turn.
+    pub requests_per_turn: usize,
+    /// Bytes read from one stream in one turn.
+    pub stream_read_bytes: usize,
+    /// Encoded reply bytes waiting on one stream, above which its requests wait.
+    pub stream_reply_bytes: usize,
+    /// Requests of this core being executed by one other core.
+    pub forwarded: usize,
+    /// Reply bytes made for one other core in one turn, above which its reads are answered `Busy`.
+    pub forwarded_reply_bytes: usize,
+    /// Bytes of keys and values in one page of keys or entries.
+    pub page_bytes: usize,
+    /// Entries looked at for one page of keys or entries.
+    pub page_work: usize,
+    /// What a `Busy` reply says to wait.
+    pub retry_after: Duration,
+    /// How long a peer may take to say `Hello`, to begin a request on a stream it opened, and to go on with one it began.
+    pub patience: Duration,
+    /// How long a stop waits for requests under way and for replies to be acknowledged.
+    pub drain: Duration,
+    /// How often the expiry sweep takes a step.
+    pub sweep_interval: Duration,
+    /// In how many steps the sweep goes round a shard.
+    pub sweep_steps: u64,
+}
+
+impl Default for NodeLimits {
+    fn default() -> Self {
+        Self {
+            datagrams_per_turn: 64,
+            requests_per_turn: 4096,
+            stream_read_bytes: 256 << 10,
+            stream_reply_bytes: 1 << 20,
+            forwarded: 16_384,
+            forwarded_reply_bytes: 16 << 20,
+            page_bytes: 256 << 10,
+            page_work: 16 << 10,
+            retry_after: Duration::from_millis(10),
+            patience: Duration::from_secs(10),
+            drain: Duration::from_secs(1),
+            sweep_interval: Duration::from_millis(100),
+            sweep_steps: 100,
+        }
+    }
+}
+
+/// Everything one core of a node needs to know. All cores of a node are given the same.
+#[derive(Clone)]
+pub struct CoreConfig {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// This node's id, not 0.
+    pub node: u64,
+    /// Where clients reach the node.
+    pub addr: SocketAddr,
+    /// How many shards there are; shard `s` belongs to core `s` modulo the number of cores.
+    pub shards: u16,
+    /// Epoch of the map and of its shards. It must be larger at every start, since a start begins with empty shards.
+    pub epoch: u32,
+    /// Configuration of each shard.
+    pub shard: ShardConfig,
+    /// Longest key and value accepted.
+    pub limits: Limits,
+    /// Bounds of queues and patience.
+    pub node_limits: NodeLimits,
+    /// Bounds of the transport.
+    pub quic_limits: generation_quic::Limits,
+    /// Whether the sockets promise not to fragment, so that the path's MTU can be probed.
+    pub mtu_discovery: bool,
+    /// TLS of the accepting side. It must ask for client certificates.
+    pub crypto: ServerCrypto,
+    /// Key material of address validation and stateless resets, the same on all cores.
+    pub secret: [u8; 32],
+    /// Says who a peer is.
+    pub authorize: Authorize,
+    /// Name and version of the software, as `Hello` tells it.
+    pub software: String,
+}
+
+impl std::fmt::Debug for CoreConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CoreConfig")
+            .field("cluster", &self.cluster)
+            .field("node", &self.node)
+            .finish_non_exhaustive()
+    }
+}

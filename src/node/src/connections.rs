@@ -1,0 +1,564 @@
+//! The connections of one core: who they are, how long they may keep silent, reading requests off their streams, writing
+//! replies to them, and closing them in good order.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use generation_proto::{ALPN_CLIENT, FrameError};
+use generation_quic::{ConnectionKey, Driver, Event, Read, StreamError, StreamId};
+
+use crate::config::{CoreConfig, Identity, close_code};
+use crate::dispatch::{Closing, Incoming, Source};
+use crate::replies::{Origin, Replies};
+use crate::stats::NodeStats;
+use crate::streams::{Stream, StreamRef, Streams};
+
+/// Bytes a peer must send within the node's patience for an unfinished frame to be waited for.
+const LEAST_PROGRESS: u64 = 1024;
+
+/// An unfinished frame of more than this counts against what a connection may leave unfinished.
+const LARGE_PARTIAL: usize = 64 << 10;
+
+/// What a turn works with.
+pub(crate) struct Context<'a> {
+    pub(crate) now: Instant,
+    pub(crate) driver: &'a mut Driver,
+    pub(crate) streams: &'a mut Streams,
+    pub(crate) replies: &'a mut Replies,
+    pub(crate) stats: &'a mut NodeStats,
+}
+
+/// An established connection.
+#[derive(Debug)]
+struct Connection {
+    key: ConnectionKey,
+    identity: Identity,
+    streams: Vec<u32>,
+    /// Streams left unread until another one's large frame is complete.
+    held: Vec<u32>,
+    /// No more is read; it is closed once its replies are acknowledged.
+    closing: bool,
+}
+
+/// What a peer is given time for.
+#[derive(Debug, Clone, Copy)]
+enum Watch {
+    /// To say `Hello`.
+    Hello(ConnectionKey),
+    /// To begin a request on a stream it opened.
+    Silent(StreamRef),
+    /// To go on with a frame of which this much of the stream's bytes had arrived.
+    Partial(StreamRef, u64),
+}
+
+#[derive(Debug)]
+pub(crate) struct Connections {
+    slots: Vec<Option<Connection>>,
+    /// Streams that may have something to read.
+    readable: VecDeque<u32>,
+    /// Runs out in order: the patience is the same for all.
+    watches: VecDeque<(Instant, Watch)>,
+    /// Connections to be closed when their replies are acknowledged, or at a time.
+    leaving: Vec<(Instant, Closing)>,
+    /// Connections to be put on that list at the end of the turn.
+    pub(crate) closing: Vec<Closing>,
+    touched: Vec<u32>,
+    config: CoreConfig,
+}
+
+impl Connections {
+    pub(crate) fn new(config: CoreConfig) -> Self {
+        Self {
+            slots: Vec::new(),
+            readable: VecDeque::new(),
+            watches: VecDeque::new(),
+            leaving: Vec::new(),
+            closing: Vec::new(),
+            touched: Vec::new(),
+            config,
+        }
+    }
+
+    /// Takes in one event of the driver's.
+    pub(crate) fn event(&mut self, cx: &mut Context<'_>, key: ConnectionKey, event: &Event) {
+        match *event {
+            Event::Connected => self.connected(cx, key),
+            Event::Opened(id) => {
+                let max_frame_len = self.config.limits.max_frame_len();
+                if let Some(connection) = self.connection(key) {
+                    let stream = cx.streams.insert(key, id, max_frame_len);
+                    connection.streams.push(stream.index);
+                    self.watches
+                        .push_back((cx.now + self.config.node_limits.patience, Watch::Silent(stream)));
+                    self.queue(cx, stream.index);
+                }
+            }
+            Event::Readable(id) => {
+                if let Some(index) = self.find(cx, key, id) {
+                    self.queue(cx, index);
+                }
+            }
+            Event::Writable(id) => {
+                if let Some(index) = self.find(cx, key, id) {
+                    cx.streams.touch(index);
+                }
+            }
+            Event::Stopped(id, _) => {
+                if let Some(index) = self.find(cx, key, id) {
+                    // A peer that takes no replies is asked no more questions.
+                    self.abandon(cx, index);
+                }
+            }
+            Event::Closed(ref reason) => {
+                if let Some(connection) = self.slots.get_mut(key.slot()).and_then(Option::take) {
+                    tracing::debug!(peer = connection.identity.name, %reason, "connection ended");
+                    for index in connection.streams {
+                        cx.streams.remove(index);
+                    }
+                } else {
+                    tracing::debug!(%reason, "connection not established");
+                }
+            }
+            Event::Finished(_) | Event::Available => {}
+        }
+    }
+
+    /// Reads requests off the streams that have any, some `limit` at most, in turns.
+    pub(crate) fn read(&mut self, cx: &mut Context<'_>, incoming: &mut Vec<Incoming>, limit: usize) {
+        for _ in 0..self.readable.len() {
+            if incoming.len() >= limit {
+                break;
+            }
+            let Some(index) = self.readable.pop_front() else { break };
+            if let Some(stream) = cx.streams.at(index)
+                && std::mem::take(&mut stream.queued)
+            {
+                self.read_stream(cx, incoming, index);
+            }
+        }
+    }
+
+    /// Whether some stream is waiting to be read.
+    pub(crate) fn has_readable(&self) -> bool {
+        !self.readable.is_empty()
+    }
+
+    /// Hands this turn's replies to the transport.
+    pub(crate) fn write(&mut self, cx: &mut Context<'_>) {
+        let mut touched = std::mem::take(&mut self.touched);
+        cx.streams.take_touched(&mut touched);
+        for &index in &touched {
+            self.write_stream(cx, index);
+        }
+        self.touched = touched;
+    }
+
+    /// Closes what has run out of time, and what has said its last word.
+    pub(crate) fn tend(&mut self, cx: &mut Context<'_>) {
+        while let Some(&(at, watch)) = self.watches.front() {
+            if at > cx.now {
+                break;
+            }
+            self.watches.pop_front();
+            self.run_out(cx, watch);
+        }
+        for closing in std::mem::take(&mut self.closing) {
+            self.leave(cx, closing);
+        }
+        let mut kept = Vec::new();
+        for (at, closing) in std::mem::take(&mut self.leaving) {
+            if at <= cx.now || cx.driver.is_flushed(closing.connection) {
+                cx.driver
+                    .close(cx.now, closing.connection, closing.code, &closing.reason);
+                self.forget(cx, closing.connection);
+            } else {
+                kept.push((at, closing));
+            }
+        }
+        self.leaving = kept;
+    }
+
+    /// When [`tend`](Self::tend) is due, at the latest.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let watch = self.watches.front().map(|&(at, _)| at);
+        self.leaving.iter().map(|&(at, _)| at).chain(watch).min()
+    }
+
+    /// Connections not yet closed.
+    pub(crate) fn len(&self) -> usize {
+        self.slots.iter().flatten().count()
+    }
+
+    /// Whether every request read has been answered and every reply taken by the transport.
+    pub(crate) fn is_quiet(&self, streams: &mut Streams) -> bool {
+        let mut all = self.slots.iter().flatten().flat_map(|connection| &connection.streams);
+        all.all(|&index| {
+            streams
+                .at(index)
+                .is_none_or(|stream| stream.in_flight == 0 && stream.output.is_empty())
+        })
+    }
+
+    /// Has every connection closed, each once its replies are acknowledged.
+    pub(crate) fn close_all(&mut self, code: u32, reason: &str) {
+        let open = self.slots.iter().flatten().filter(|connection| !connection.closing);
+        self.closing.extend(open.map(|connection| Closing {
+            connection: connection.key,
+            code,
+            reason: reason.to_owned(),
+        }));
+    }
+
+    /// Closes what is left without waiting for anything.
+    pub(crate) fn close_at_once(&mut self, cx: &mut Context<'_>) {
+        for closing in self
+            .leaving
+            .drain(..)
+            .map(|(_, closing)| closing)
+            .chain(self.closing.drain(..))
+        {
+            cx.driver
+                .close(cx.now, closing.connection, closing.code, &closing.reason);
+        }
+    }
+
+    fn connected(&mut self, cx: &mut Context<'_>, key: ConnectionKey) {
+        let verdict = if cx.driver.alpn(key).as_deref() == Some(ALPN_CLIENT) {
+            (self.config.authorize)(&cx.driver.peer_certificates(key))
+        } else {
+            Err("this application protocol is not served".to_owned())
+        };
+        match verdict {
+            Ok(identity) => {
+                tracing::debug!(peer = identity.name, role = ?identity.role, "connection established");
+                if self.slots.len() <= key.slot() {
+                    self.slots.resize_with(key.slot() + 1, || None);
+                }
+                self.slots[key.slot()] = Some(Connection {
+                    key,
+                    identity,
+                    streams: Vec::new(),
+                    held: Vec::new(),
+                    closing: false,
+                });
+                cx.streams.set_hello(key, false);
+                self.watches
+                    .push_back((cx.now + self.config.node_limits.patience, Watch::Hello(key)));
+            }
+            Err(reason) => {
+                cx.stats.connections_unauthorized += 1;
+                tracing::info!(remote = ?cx.driver.remote(key), reason, "connection refused");
+                cx.driver.close(cx.now, key, close_code::UNAUTHORIZED, &reason);
+            }
+        }
+    }
+
+    fn read_stream(&mut self, cx: &mut Context<'_>, incoming: &mut Vec<Incoming>, index: u32) {
+        let Some(reference) = cx.streams.reference(index) else {
+            return;
+        };
+        if self.must_hold(cx, index) {
+            return;
+        }
+        let limits = &self.config.node_limits;
+        let Some(stream) = cx.streams.at(index) else { return };
+        if stream.output.len() > limits.stream_reply_bytes {
+            cx.stats.streams_paused += u64::from(!stream.paused);
+            stream.paused = true;
+            return;
+        }
+        let source = Source::Stream(reference);
+        if !stream.deferred.is_empty() {
+            // Their replies may fill the output again, so nothing newer is read in this turn.
+            incoming.extend(stream.deferred.drain(..).map(|(frame, arrival)| Incoming {
+                source,
+                arrival,
+                deadline: None,
+                frame,
+            }));
+            return self.queue(cx, index);
+        }
+        if stream.input_done {
+            return;
+        }
+        let arrival = stream.backlog_since.unwrap_or(cx.now);
+        let before = incoming.len();
+        let (decoder, received) = (&mut stream.decoder, &mut stream.received);
+        let mut failure = None;
+        let outcome = cx
+            .driver
+            .read(stream.connection, stream.id, limits.stream_read_bytes, |chunk| {
+                if failure.is_some() {
+                    return;
+                }
+                *received += chunk.len() as u64;
+                decoder.feed(chunk);
+                loop {
+                    match decoder.next_frame() {
+                        Ok(Some(frame)) => incoming.push(Incoming {
+                            source,
+                            arrival,
+                            deadline: None,
+                            frame,
+                        }),
+                        Ok(None) => break,
+                        Err(error) => {
+                            failure = Some(error);
+                            break;
+                        }
+                    }
+                }
+            });
+        let read = incoming.len() - before;
+        cx.stats.requests += read as u64;
+        stream.in_flight += read as u32;
+        match outcome {
+            Ok(Read::Blocked) => stream.backlog_since = None,
+            Ok(Read::Limit) => {
+                stream.backlog_since.get_or_insert(cx.now);
+                self.queue(cx, index);
+            }
+            Ok(Read::Finished) => {
+                stream.input_done = true;
+                if failure.is_none() {
+                    failure = stream.decoder.finish().err();
+                }
+                cx.streams.touch(index);
+            }
+            // The peer gave the stream up: nobody waits for its cx.replies.
+            Err(StreamError::Peer(_) | StreamError::Closed | StreamError::ConnectionClosed) => {
+                return self.abandon(cx, index);
+            }
+        }
+        match failure {
+            Some(error) => self.malformed(cx, reference, &error),
+            None => self.watch_partial(cx, reference, read),
+        }
+    }
+
+    /// A connection may leave one large frame's worth of bytes unfinished; past that only the stream that began first goes on.
+    fn must_hold(&mut self, cx: &mut Context<'_>, index: u32) -> bool {
+        let Some(stream) = cx.streams.at(index) else {
+            return false;
+        };
+        if stream.decoder.buffered_len() < LARGE_PARTIAL {
+            return false;
+        }
+        let key = stream.connection;
+        let most = self.config.limits.max_frame_len();
+        let Some(connection) = self.connection(key) else {
+            return false;
+        };
+        let mut sum = 0;
+        let mut first = None;
+        for &other in &connection.streams {
+            let len = cx.streams.at(other).map_or(0, |stream| stream.decoder.buffered_len());
+            if len >= LARGE_PARTIAL {
+                first.get_or_insert(other);
+                sum += len;
+            }
+        }
+        let hold = sum > most && first != Some(index);
+        if hold {
+            connection.held.push(index);
+        }
+        hold
+    }
+
+    /// After a read: lets held streams go on when a large frame is complete, and sees to it that an unfinished one gets on.
+    fn watch_partial(&mut self, cx: &mut Context<'_>, reference: StreamRef, read: usize) {
+        let Some(stream) = cx.streams.get(reference) else {
+            return;
+        };
+        let (key, received) = (stream.connection, stream.received);
+        if stream.decoder.buffered_len() > 0 && !stream.watched {
+            stream.watched = true;
+            self.watches.push_back((
+                cx.now + self.config.node_limits.patience,
+                Watch::Partial(reference, received),
+            ));
+        }
+        if read > 0
+            && let Some(connection) = self.connection(key)
+            && !connection.held.is_empty()
+        {
+            for index in std::mem::take(&mut connection.held) {
+                self.queue(cx, index);
+            }
+        }
+    }
+
+    /// What follows cannot be trusted: says so, and closes the connection once that is out.
+    fn malformed(&mut self, cx: &mut Context<'_>, reference: StreamRef, error: &FrameError) {
+        cx.stats.connections_malformed += 1;
+        let Some(stream) = cx.streams.get(reference) else {
+            return;
+        };
+        let (connection, id) = (stream.connection, stream.id);
+        stream.input_done = true;
+        if let Some(request_id) = error.request_id() {
+            stream.in_flight += 1;
+            let origin = Origin::Stream {
+                stream: reference,
+                id: request_id,
+                opcode: 0,
+            };
+            cx.replies
+                .refuse(cx.streams, origin, error.status(), &error.to_string());
+        }
+        cx.driver.stop(connection, id, close_code::PROTOCOL);
+        self.closing.push(Closing {
+            connection,
+            code: close_code::PROTOCOL,
+            reason: error.to_string(),
+        });
+    }
+
+    fn write_stream(&mut self, cx: &mut Context<'_>, index: u32) {
+        let Some(stream) = cx.streams.at(index) else { return };
+        let (key, id) = (stream.connection, stream.id);
+        if !stream.output.is_empty() {
+            match cx.driver.write_slice(key, id, &stream.output) {
+                Ok(written) => cx.streams.taken(index, written.bytes),
+                Err(_) => return self.abandon(cx, index),
+            }
+        }
+        let room = self.config.node_limits.stream_reply_bytes / 2;
+        let Some(stream) = cx.streams.at(index) else { return };
+        if stream.output.len() <= room && (stream.paused || !stream.deferred.is_empty()) {
+            stream.paused = false;
+            return self.queue(cx, index);
+        }
+        if stream.input_done && is_answered(stream) {
+            // What is written arrives without us.
+            let _ = cx.driver.finish(key, id);
+            self.drop_stream(cx, index);
+        }
+    }
+
+    fn run_out(&mut self, cx: &mut Context<'_>, watch: Watch) {
+        match watch {
+            Watch::Hello(key) => {
+                if self.connection(key).is_some() && !cx.streams.has_said_hello(key) {
+                    self.timed_out(cx, key, "no Hello in time");
+                }
+            }
+            Watch::Silent(reference) => {
+                if let Some(stream) = cx.streams.get(reference)
+                    && stream.received == 0
+                {
+                    self.abandon(cx, reference.index);
+                }
+            }
+            Watch::Partial(reference, then) => {
+                let Some(stream) = cx.streams.get(reference) else {
+                    return;
+                };
+                let (key, received) = (stream.connection, stream.received);
+                if stream.decoder.buffered_len() == 0 {
+                    stream.watched = false;
+                } else if received >= then + LEAST_PROGRESS || stream.paused {
+                    self.watches.push_back((
+                        cx.now + self.config.node_limits.patience,
+                        Watch::Partial(reference, received),
+                    ));
+                } else {
+                    self.timed_out(cx, key, "a request begun was not finished in time");
+                }
+            }
+        }
+    }
+
+    fn timed_out(&mut self, cx: &mut Context<'_>, connection: ConnectionKey, reason: &str) {
+        cx.stats.connections_timed_out += 1;
+        self.closing.push(Closing {
+            connection,
+            code: close_code::TIMEOUT,
+            reason: reason.to_owned(),
+        });
+    }
+
+    /// Ends every stream of a connection after what it has been answered, and closes it when that is acknowledged.
+    fn leave(&mut self, cx: &mut Context<'_>, closing: Closing) {
+        let drain = self.config.node_limits.drain;
+        let Some(connection) = self.connection(closing.connection) else {
+            return;
+        };
+        if std::mem::replace(&mut connection.closing, true) {
+            return;
+        }
+        for index in connection.streams.clone() {
+            self.write_stream(cx, index);
+            if let Some(stream) = cx.streams.at(index) {
+                let (key, id) = (stream.connection, stream.id);
+                stream.input_done = true;
+                cx.driver.stop(key, id, closing.code);
+                let _ = cx.driver.finish(key, id);
+                self.drop_stream(cx, index);
+            }
+        }
+        self.leaving.push((cx.now + drain, closing));
+    }
+
+    /// Gives a stream up in both directions.
+    fn abandon(&mut self, cx: &mut Context<'_>, index: u32) {
+        let Some(stream) = cx.streams.at(index) else { return };
+        let (key, id) = (stream.connection, stream.id);
+        cx.driver.stop(key, id, close_code::TIMEOUT);
+        cx.driver.reset(key, id, close_code::NONE);
+        self.drop_stream(cx, index);
+    }
+
+    fn drop_stream(&mut self, cx: &mut Context<'_>, index: u32) {
+        let Some(stream) = cx.streams.at(index) else { return };
+        let key = stream.connection;
+        let held = self.connection(key).map(|connection| {
+            connection.streams.retain(|&other| other != index);
+            std::mem::take(&mut connection.held)
+        });
+        cx.streams.remove(index);
+        for other in held.unwrap_or_default() {
+            self.queue(cx, other);
+        }
+    }
+
+    fn forget(&mut self, cx: &mut Context<'_>, key: ConnectionKey) {
+        if self.connection(key).is_none() {
+            return;
+        }
+        if let Some(connection) = self.slots[key.slot()].take() {
+            for index in connection.streams {
+                cx.streams.remove(index);
+            }
+        }
+    }
+
+    fn queue(&mut self, cx: &mut Context<'_>, index: u32) {
+        if let Some(stream) = cx.streams.at(index)
+            && !stream.queued
+        {
+            stream.queued = true;
+            self.readable.push_back(index);
+        }
+    }
+
+    fn connection(&mut self, key: ConnectionKey) -> Option<&mut Connection> {
+        self.slots
+            .get_mut(key.slot())?
+            .as_mut()
+            .filter(|connection| connection.key == key)
+    }
+
+    fn find(&mut self, cx: &mut Context<'_>, key: ConnectionKey, id: StreamId) -> Option<u32> {
+        let connection = self.connection(key)?;
+        connection
+            .streams
+            .iter()
+            .copied()
+            .find(|&index| cx.streams.at(index).is_some_and(|stream| stream.id == id))
+    }
+}
+
+fn is_answered(stream: &Stream) -> bool {
+    stream.in_flight == 0 && stream.output.is_empty() && stream.deferred.is_empty()
+}

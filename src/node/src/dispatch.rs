@@ -1,0 +1,729 @@
+//! From requests to shards and back: the only translator between the protocol and the engine.
+//!
+//! A turn's requests are decoded and sorted by shard first. Then each shard executes its writes as one log entry, its reads as
+//! one batched lookup, and its pages. Writes go first, so a read sees every write that arrived with it; all of them were under
+//! way at the same time, so any order is linearizable.
+//!
+//! Nothing here waits: a request is answered, forwarded to the core that owns its shard, or put off, and then forgotten.
+
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use generation_engine::{Command, Condition, Version};
+use generation_proto::map::{Map, Node, NodeState, Replica as MapReplica, Shard as MapShard};
+use generation_proto::reply::HelloReply;
+use generation_proto::request::{Hello, Scan};
+use generation_proto::{
+    Condition as WireCondition, Consistency, Frame, Limits, MAJOR, MINOR, Operation, ReplyOptions, Request, SlotTable,
+    Status,
+};
+use generation_quic::ConnectionKey;
+
+use crate::config::{CoreConfig, NodeLimits, close_code};
+use crate::env::CoreId;
+use crate::replica::Replica;
+use crate::replies::{Origin, Replies};
+use crate::stats::{self, NodeStats};
+use crate::streams::{HEAVY, StreamRef, Streams, is_heavy};
+
+/// Where a request came from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Source {
+    Stream(StreamRef),
+    Mesh { core: CoreId, ticket: u32 },
+}
+
+/// A request that has been read and not decoded.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    pub(crate) source: Source,
+    /// When it arrived, or earlier: deadlines run from here.
+    pub(crate) arrival: Instant,
+    /// The deadline, where another core has worked it out already.
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) frame: Frame,
+}
+
+/// When a turn takes place.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    pub(crate) now: Instant,
+    /// The wall clock.
+    pub(crate) now_ms: u64,
+    /// Whether new requests are refused because the node is stopping.
+    pub(crate) stopping: bool,
+}
+
+/// A connection to be closed once its last reply is out.
+#[derive(Debug)]
+pub(crate) struct Closing {
+    pub(crate) connection: ConnectionKey,
+    pub(crate) code: u32,
+    pub(crate) reason: String,
+}
+
+/// What one turn's requests ask of one shard.
+#[derive(Debug, Default)]
+pub(crate) struct Batch<'t> {
+    pub(crate) keys: Vec<&'t [u8]>,
+    pub(crate) readers: Vec<Reader>,
+    pub(crate) writes: Vec<(Origin, Command<'t>)>,
+    pub(crate) pages: Vec<(Reader, bool, Scan<'t>)>,
+}
+
+/// Who reads, and by which request of the turn.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Reader {
+    pub(crate) origin: Origin,
+    pub(crate) incoming: u32,
+    pub(crate) stale: bool,
+}
+
+impl Batch<'_> {
+    /// The same memory, for another turn.
+    fn recycle<'b>(self) -> Batch<'b> {
+        Batch {
+            keys: recycle(self.keys, |_| -> &'b [u8] { &[] }),
+            readers: self.readers,
+            writes: recycle(self.writes, |(origin, _)| {
+                (
+                    origin,
+                    Command::Delete {
+                        key: &[],
+                        condition: Condition::None,
+                    },
+                )
+            }),
+            pages: recycle(self.pages, |(reader, values, scan)| {
+                (reader, values, Scan { prefix: &[], ..scan })
+            }),
+        }
+    }
+}
+
+/// Empties a vector and gives its memory another element type: collecting in place does not allocate when the sizes agree.
+fn recycle<A, B>(mut vec: Vec<A>, never: impl FnMut(A) -> B) -> Vec<B> {
+    vec.clear();
+    vec.into_iter().map(never).collect()
+}
+
+#[derive(Debug)]
+pub(crate) struct Dispatch {
+    core: CoreId,
+    cores: CoreId,
+    cluster: String,
+    software: String,
+    node: u64,
+    epoch: u32,
+    pub(crate) limits: Limits,
+    pub(crate) node_limits: NodeLimits,
+    table: SlotTable,
+    /// The replicas of this core's shards, by shard.
+    pub(crate) replicas: Vec<Option<Replica<Origin>>>,
+    /// What the turn asks of each shard, and which shards it asks at all.
+    batches: Vec<Batch<'static>>,
+    busy_shards: Vec<u16>,
+    map: Bytes,
+    pub(crate) page: BytesMut,
+    /// Reads that met an entry past its time: place in the batch, version.
+    pub(crate) late: Vec<(usize, Version)>,
+    pub(crate) put_off: Vec<u32>,
+    pub(crate) stats: NodeStats,
+}
+
+impl Dispatch {
+    pub(crate) fn new(config: &CoreConfig, core: CoreId, cores: CoreId) -> Self {
+        let map = single_node_map(config, cores);
+        let table = SlotTable::new(&map.ranges, map.shards.len()).expect("invariant: even ranges cover every slot");
+        let mut encoded = BytesMut::new();
+        map.encode(&mut encoded);
+        Self {
+            core,
+            cores,
+            cluster: config.cluster.clone(),
+            software: config.software.clone(),
+            node: config.node,
+            epoch: config.epoch,
+            limits: config.limits,
+            node_limits: config.node_limits.clone(),
+            table,
+            replicas: (0..config.shards)
+                .map(|shard| (owner(shard, cores) == core).then(|| Replica::new(config.shard)))
+                .collect(),
+            batches: (0..config.shards).map(|_| Batch::default()).collect(),
+            busy_shards: Vec::new(),
+            map: encoded.freeze(),
+            page: BytesMut::new(),
+            late: Vec::new(),
+            put_off: Vec::new(),
+            stats: NodeStats::default(),
+        }
+    }
+
+    /// Executes one turn's requests.
+    pub(crate) fn turn(
+        &mut self,
+        moment: Moment,
+        incoming: &[Incoming],
+        streams: &mut Streams,
+        replies: &mut Replies,
+        closing: &mut Vec<Closing>,
+    ) {
+        replies.server_time_ms = moment.now_ms;
+        let mut turn = Turn {
+            dispatch: self,
+            moment,
+            batches: Vec::new(),
+            streams,
+            replies,
+            closing,
+        };
+        let batches = std::mem::take(&mut turn.dispatch.batches);
+        turn.batches = batches;
+        for (place, request) in incoming.iter().enumerate() {
+            turn.route(place as u32, request);
+        }
+        let mut shards = std::mem::take(&mut turn.dispatch.busy_shards);
+        for shard in shards.drain(..) {
+            turn.execute(shard);
+        }
+        let Turn {
+            batches,
+            dispatch,
+            streams,
+            ..
+        } = turn;
+        dispatch.busy_shards = shards;
+        dispatch.batches = batches.into_iter().map(Batch::recycle).collect();
+        // Requests put off keep their place in the stream's order.
+        for place in dispatch.put_off.drain(..) {
+            let request = &incoming[place as usize];
+            let Source::Stream(stream) = request.source else {
+                continue;
+            };
+            if let Some(stream) = streams.get(stream) {
+                stream.deferred.push_back((request.frame.clone(), request.arrival));
+            }
+        }
+    }
+
+    /// A bounded step of the expiry sweep over this core's shards.
+    pub(crate) fn sweep(&mut self, now_ms: u64) {
+        const LEAST: u64 = 256;
+        const MOST: u64 = 16_384;
+        for replica in self.replicas.iter_mut().flatten() {
+            let step = (replica.shard().stats().records / self.node_limits.sweep_steps.max(1)).clamp(LEAST, MOST);
+            replica.sweep(now_ms, step as usize);
+        }
+    }
+
+    /// Appends this core's counters.
+    fn encode_stats(&mut self, out: &mut BytesMut) {
+        self.stats.log_entries = self.replicas.iter().flatten().map(Replica::entries).sum();
+        let shards = self.replicas.iter().enumerate();
+        let shards = shards.filter_map(|(shard, replica)| Some((shard as u16, replica.as_ref()?.shard())));
+        stats::encode_core(self.core, &self.stats, shards, out);
+    }
+}
+
+/// The core that owns a shard.
+fn owner(shard: u16, cores: CoreId) -> CoreId {
+    shard % cores
+}
+
+fn single_node_map(config: &CoreConfig, cores: CoreId) -> Map {
+    let shard = |shard| MapShard {
+        epoch: config.epoch,
+        term: 1,
+        leader: config.node,
+        replicas: vec![MapReplica {
+            id: 1,
+            node: config.node,
+            core: owner(shard, cores),
+        }],
+    };
+    Map {
+        epoch: config.epoch,
+        cluster: config.cluster.clone(),
+        nodes: vec![Node {
+            id: config.node,
+            addr: config.addr,
+            cores,
+            state: NodeState::Up,
+        }],
+        ranges: Map::even_ranges(config.shards),
+        shards: (0..config.shards).map(shard).collect(),
+    }
+}
+
+/// A request with all that its execution needs.
+#[derive(Debug, Clone, Copy)]
+struct Asked<'t> {
+    /// Its place among the turn's requests.
+    place: u32,
+    incoming: &'t Incoming,
+    request: Request<'t>,
+    origin: Origin,
+    /// From when on it is too late.
+    deadline: Option<Instant>,
+}
+
+/// One turn: the batches borrow from the turn's requests.
+pub(crate) struct Turn<'d, 't> {
+    pub(crate) dispatch: &'d mut Dispatch,
+    pub(crate) moment: Moment,
+    pub(crate) batches: Vec<Batch<'t>>,
+    pub(crate) streams: &'d mut Streams,
+    pub(crate) replies: &'d mut Replies,
+    closing: &'d mut Vec<Closing>,
+}
+
+impl<'t> Turn<'_, 't> {
+    /// Decodes a request and gives it to whoever executes it.
+    fn route(&mut self, place: u32, incoming: &'t Incoming) {
+        let frame = &incoming.frame;
+        let (id, opcode) = (frame.request_id, frame.opcode);
+        let origin = match incoming.source {
+            Source::Stream(stream) => Origin::Stream { stream, id, opcode },
+            Source::Mesh { core, ticket } => Origin::Mesh {
+                core,
+                ticket,
+                id,
+                opcode,
+            },
+        };
+        let request = match Request::decode(frame, &self.dispatch.limits) {
+            Ok(request) => request,
+            Err(error) => {
+                self.dispatch.stats.requests_rejected += 1;
+                return self
+                    .replies
+                    .refuse(self.streams, origin, error.status(), &error.to_string());
+            }
+        };
+        let allowed = match incoming.source {
+            Source::Stream(stream) => self.admit(place, stream, origin, &request),
+            Source::Mesh { .. } => {
+                self.dispatch.stats.requests_of_other_cores += 1;
+                true
+            }
+        };
+        if !allowed {
+            return;
+        }
+        let own = request.options.deadline_ms;
+        let own = own.map(|ms| incoming.arrival + Duration::from_millis(u64::from(ms)));
+        let deadline = incoming.deadline.or(own);
+        let asked = Asked {
+            place,
+            incoming,
+            request,
+            origin,
+            deadline,
+        };
+        if let Some(key) = request.operation.key() {
+            return self.single(&asked, key);
+        }
+        match request.operation {
+            Operation::Ping { payload } => self.answer(origin, payload),
+            Operation::Map => {
+                let map = self.dispatch.map.clone();
+                self.answer(origin, &map);
+            }
+            Operation::Stats => self.stats(incoming, origin),
+            Operation::MultiGet(keys) => self.multi(&asked, keys.len(), keys.iter(), |_, _| None),
+            Operation::MultiDelete(keys) => self.multi(&asked, keys.len(), keys.iter(), |_, key| {
+                Some(Command::Delete {
+                    key,
+                    condition: Condition::None,
+                })
+            }),
+            Operation::MultiPut(items) => {
+                let condition = condition(request.options.condition);
+                let mut rest = items.iter();
+                let keys = items.iter().map(|item| item.key);
+                self.multi(&asked, items.len(), keys, |now_ms, key| {
+                    let item = rest.next()?;
+                    let expires_at_ms = expires_at(now_ms, item.ttl_ms);
+                    Some(Command::Put {
+                        key,
+                        value: item.value,
+                        expires_at_ms,
+                        condition,
+                    })
+                });
+            }
+            Operation::Keys(scan) => self.page(&asked, scan, false),
+            Operation::Entries(scan) => self.page(&asked, scan, true),
+            // Hello never leaves the core it arrived at, and operations with one key are above.
+            _ => self.replies.refuse(
+                self.streams,
+                origin,
+                Status::Internal,
+                "an operation in the wrong place",
+            ),
+        }
+    }
+
+    /// Decides whether a stream's request is executed now. If not, it has been answered, or put off.
+    fn admit(&mut self, place: u32, stream: StreamRef, origin: Origin, request: &Request<'_>) -> bool {
+        let Some(found) = self.streams.get(stream) else {
+            return false;
+        };
+        let connection = found.connection;
+        if is_heavy(request.operation.opcode().code()) {
+            if found.heavy >= HEAVY || found.output.len() > self.dispatch.node_limits.stream_reply_bytes {
+                self.dispatch.put_off.push(place);
+                return false;
+            }
+            found.heavy += 1;
+        }
+        if let Operation::Hello(hello) = &request.operation {
+            self.hello(connection, origin, hello);
+            return false;
+        }
+        let (status, message) = if !self.streams.has_said_hello(connection) {
+            self.dispatch.stats.requests_rejected += 1;
+            (Status::HelloRequired, "the first request on a connection is Hello")
+        } else if self.moment.stopping {
+            self.dispatch.stats.requests_shutting_down += 1;
+            (Status::ShuttingDown, "the node is stopping")
+        } else {
+            return true;
+        };
+        self.replies.refuse(self.streams, origin, status, message);
+        false
+    }
+
+    /// A request with one key.
+    fn single(&mut self, asked: &Asked<'t>, key: &'t [u8]) {
+        let &Asked {
+            place,
+            incoming,
+            request,
+            origin,
+            deadline,
+        } = asked;
+        let shard = self.dispatch.table.shard_of(key);
+        let core = owner(shard, self.dispatch.cores);
+        if self.is_late(deadline) {
+            return self.late(origin);
+        }
+        if core != self.dispatch.core {
+            return self.forward(core, incoming, origin, deadline);
+        }
+        let options = &request.options;
+        let command = match request.operation {
+            Operation::Put { key, value } => {
+                let expires_at_ms = self.expires_at(shard, options.ttl_ms);
+                Command::Put {
+                    key,
+                    value,
+                    expires_at_ms,
+                    condition: condition(options.condition),
+                }
+            }
+            Operation::Delete { key } => Command::Delete {
+                key,
+                condition: condition(options.condition),
+            },
+            Operation::Incr { key, delta } => Command::Incr { key, delta },
+            Operation::Touch { key } => Command::Touch {
+                key,
+                expires_at_ms: self.expires_at(shard, options.ttl_ms),
+            },
+            _ => {
+                if self.is_ahead(shard, options.consistency) {
+                    return self.too_stale(shard, origin);
+                }
+                let stale = matches!(options.consistency, Consistency::Stale { .. });
+                let batch = self.batch(shard);
+                batch.keys.push(key);
+                return batch.readers.push(Reader {
+                    origin,
+                    incoming: place,
+                    stale,
+                });
+            }
+        };
+        self.batch(shard).writes.push((origin, command));
+    }
+
+    /// A request with several keys: what this core owns is executed here; of a request of this core's the rest is forwarded.
+    /// `command` makes a write of each key in turn, or `None` of a read.
+    fn multi(
+        &mut self,
+        asked: &Asked<'t>,
+        count: usize,
+        keys: impl Iterator<Item = &'t [u8]>,
+        mut command: impl FnMut(u64, &'t [u8]) -> Option<Command<'t>>,
+    ) {
+        let &Asked {
+            place,
+            incoming,
+            request,
+            deadline,
+            ..
+        } = asked;
+        let gather = match incoming.source {
+            Source::Stream(stream) => Some(self.replies.gather(stream, request.id, incoming.frame.opcode, count)),
+            Source::Mesh { .. } => None,
+        };
+        let late = self.is_late(deadline);
+        let consistency = request.options.consistency;
+        let stale = matches!(consistency, Consistency::Stale { .. });
+        let mut elsewhere: Vec<Vec<u32>> = Vec::new();
+        for (position, key) in keys.enumerate() {
+            let position = position as u32;
+            let shard = self.dispatch.table.shard_of(key);
+            let core = owner(shard, self.dispatch.cores);
+            let command = command(self.shard_clock(shard), key);
+            let origin = match (gather, incoming.source) {
+                (Some(gather), _) => Origin::Gather { gather, position },
+                (None, Source::Mesh { core: from, ticket }) if core == self.dispatch.core => Origin::MeshGather {
+                    core: from,
+                    ticket,
+                    position,
+                },
+                (None, _) => continue,
+            };
+            if late {
+                self.late(origin);
+            } else if core != self.dispatch.core {
+                elsewhere.resize_with(usize::from(self.dispatch.cores), Vec::new);
+                elsewhere[usize::from(core)].push(position);
+            } else if let Some(command) = command {
+                self.batch(shard).writes.push((origin, command));
+            } else if self.is_ahead(shard, consistency) {
+                self.too_stale(shard, origin);
+            } else {
+                let batch = self.batch(shard);
+                batch.keys.push(key);
+                batch.readers.push(Reader {
+                    origin,
+                    incoming: place,
+                    stale,
+                });
+            }
+        }
+        let Some(gather) = gather else { return };
+        for (core, positions) in elsewhere.into_iter().enumerate() {
+            let core = core as CoreId;
+            if positions.is_empty() {
+                continue;
+            }
+            if self.replies.may_forward(core, self.dispatch.node_limits.forwarded) {
+                self.replies
+                    .forward_parts(core, gather, positions, &incoming.frame, deadline);
+            } else {
+                for position in positions {
+                    self.busy(Origin::Gather { gather, position });
+                }
+            }
+        }
+    }
+
+    /// A page of keys or entries.
+    fn page(&mut self, asked: &Asked<'t>, scan: Scan<'t>, values: bool) {
+        let &Asked {
+            place,
+            incoming,
+            origin,
+            deadline,
+            ..
+        } = asked;
+        let shards = self.dispatch.replicas.len();
+        if usize::from(scan.shard) >= shards {
+            self.dispatch.stats.requests_rejected += 1;
+            let message = format!("there is no shard {}; shards are 0 to {}", scan.shard, shards - 1);
+            return self
+                .replies
+                .refuse(self.streams, origin, Status::InvalidArgument, &message);
+        }
+        let core = owner(scan.shard, self.dispatch.cores);
+        if self.is_late(deadline) {
+            self.late(origin);
+        } else if core == self.dispatch.core {
+            let reader = Reader {
+                origin,
+                incoming: place,
+                stale: false,
+            };
+            self.batch(scan.shard).pages.push((reader, values, scan));
+        } else {
+            self.forward(core, incoming, origin, deadline);
+        }
+    }
+
+    fn hello(&mut self, connection: ConnectionKey, origin: Origin, hello: &Hello<'_>) {
+        let supported = hello.major == MAJOR;
+        let reply = HelloReply {
+            major: MAJOR,
+            minor: MINOR,
+            node: self.dispatch.node,
+            core: self.dispatch.core,
+            cores: self.dispatch.cores,
+            max_key_len: self.dispatch.limits.max_key_len as u32,
+            max_value_len: self.dispatch.limits.max_value_len as u32,
+            max_frame_len: self.dispatch.limits.max_frame_len() as u32,
+            cluster: &self.dispatch.cluster,
+            server: &self.dispatch.software,
+        };
+        let mut body = BytesMut::new();
+        reply.encode(&mut body);
+        if supported {
+            tracing::debug!(client = hello.name, minor = hello.minor, "hello");
+            self.streams.set_hello(connection, true);
+            self.answer(origin, &body);
+        } else {
+            self.dispatch.stats.requests_rejected += 1;
+            let reason = format!(
+                "this node speaks version {MAJOR}.{MINOR} of the protocol, not {}.{}",
+                hello.major, hello.minor
+            );
+            let meta = self.replies.meta(Status::UnsupportedVersion);
+            self.replies
+                .reply(self.streams, origin, &meta, &ReplyOptions::message(&reason), &body);
+            self.closing.push(Closing {
+                connection,
+                code: close_code::VERSION,
+                reason,
+            });
+        }
+    }
+
+    /// Counters of all cores; each core answers for itself.
+    fn stats(&mut self, incoming: &Incoming, origin: Origin) {
+        let mut own = BytesMut::new();
+        self.dispatch.encode_stats(&mut own);
+        match incoming.source {
+            Source::Mesh { core, ticket } => {
+                let position = u32::from(self.dispatch.core);
+                self.replies
+                    .reply_part(self.streams, Origin::MeshGather { core, ticket, position }, &own);
+            }
+            Source::Stream(stream) => {
+                let cores = self.dispatch.cores;
+                let others = (0..cores).filter(|&core| core != self.dispatch.core);
+                if !others
+                    .clone()
+                    .all(|core| self.replies.may_forward(core, self.dispatch.node_limits.forwarded))
+                {
+                    return self.busy(origin);
+                }
+                let frame = &incoming.frame;
+                let gather = self
+                    .replies
+                    .gather(stream, frame.request_id, frame.opcode, usize::from(cores));
+                for core in others {
+                    self.replies
+                        .forward_parts(core, gather, vec![u32::from(core)], frame, None);
+                }
+                let position = u32::from(self.dispatch.core);
+                self.replies
+                    .reply_part(self.streams, Origin::Gather { gather, position }, &own);
+            }
+        }
+    }
+
+    fn forward(&mut self, core: CoreId, incoming: &Incoming, origin: Origin, deadline: Option<Instant>) {
+        match incoming.source {
+            Source::Stream(stream) if self.replies.may_forward(core, self.dispatch.node_limits.forwarded) => {
+                self.replies.forward(core, stream, &incoming.frame, deadline);
+            }
+            Source::Stream(_) => self.busy(origin),
+            // The asking core has the same map, so this is a bug; forwarding further could go round for ever.
+            Source::Mesh { .. } => {
+                self.replies
+                    .refuse(self.streams, origin, Status::Internal, "a shard of neither core");
+            }
+        }
+    }
+
+    fn batch(&mut self, shard: u16) -> &mut Batch<'t> {
+        let batch = &mut self.batches[usize::from(shard)];
+        if batch.keys.is_empty() && batch.writes.is_empty() && batch.pages.is_empty() {
+            self.dispatch.busy_shards.push(shard);
+        }
+        batch
+    }
+
+    /// The time a write of this turn is stamped with: the clock, or shard time where that is ahead. For a shard of another core
+    /// the clock; that core stamps anew.
+    fn shard_clock(&self, shard: u16) -> u64 {
+        let shard_time = self.dispatch.replicas[usize::from(shard)]
+            .as_ref()
+            .map_or(0, |replica| replica.shard().shard_time_ms());
+        self.moment.now_ms.max(shard_time)
+    }
+
+    fn expires_at(&self, shard: u16, ttl_ms: Option<u64>) -> u64 {
+        expires_at(self.shard_clock(shard), ttl_ms)
+    }
+
+    fn is_late(&self, deadline: Option<Instant>) -> bool {
+        deadline.is_some_and(|deadline| deadline <= self.moment.now)
+    }
+
+    fn late(&mut self, origin: Origin) {
+        self.dispatch.stats.requests_late += 1;
+        self.replies.refuse(
+            self.streams,
+            origin,
+            Status::DeadlineExceeded,
+            "the deadline passed before it was executed",
+        );
+    }
+
+    fn busy(&mut self, origin: Origin) {
+        self.dispatch.stats.requests_busy += 1;
+        self.replies.refuse(
+            self.streams,
+            origin,
+            Status::Busy,
+            "too many requests wait for the core that owns the shard",
+        );
+    }
+
+    /// Whether a session has seen more of a shard than there is here, which only a lost state can explain.
+    fn is_ahead(&self, shard: u16, consistency: Consistency) -> bool {
+        let Consistency::Session {
+            shard: of,
+            epoch,
+            index,
+        } = consistency
+        else {
+            return false;
+        };
+        let applied = self.dispatch.replicas[usize::from(shard)]
+            .as_ref()
+            .map_or(0, |replica| replica.shard().applied_index());
+        of == shard && (epoch, index) > (self.dispatch.epoch, applied)
+    }
+
+    fn too_stale(&mut self, shard: u16, origin: Origin) {
+        let mut meta = self.replies.meta(Status::TooStale);
+        meta.shard = shard;
+        let options = ReplyOptions::message("the session has seen a later state of the shard than this node has");
+        self.replies.reply(self.streams, origin, &meta, &options, &[]);
+    }
+
+    fn answer(&mut self, origin: Origin, body: &[u8]) {
+        let meta = self.replies.meta(Status::Ok);
+        self.replies
+            .reply(self.streams, origin, &meta, &ReplyOptions::default(), body);
+    }
+}
+
+fn condition(condition: WireCondition) -> Condition {
+    match condition {
+        WireCondition::None => Condition::None,
+        WireCondition::IfAbsent => Condition::IfAbsent,
+        WireCondition::IfVersion(version) => Condition::IfVersion(Version::from(version)),
+    }
+}
+
+/// When an entry with this time to live expires; 0: never.
+fn expires_at(now_ms: u64, ttl_ms: Option<u64>) -> u64 {
+    ttl_ms.map_or(0, |ttl_ms| now_ms.saturating_add(ttl_ms))
+}

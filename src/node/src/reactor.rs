@@ -1,0 +1,335 @@
+//! The core reactor: one loop, one turn after another.
+
+use std::time::Instant;
+
+use generation_quic::{Driver, DriverConfig};
+
+use crate::config::{CoreConfig, close_code};
+use crate::connections::{Connections, Context};
+use crate::dispatch::{Dispatch, Incoming, Moment, Source};
+use crate::env::{CoreId, Datagram, Env, Transmit};
+use crate::mesh::MeshMessage;
+use crate::replies::Replies;
+use crate::streams::Streams;
+
+/// Trains of datagrams sent in one turn before what has arrived meanwhile is looked at.
+const TRAINS_PER_TURN: usize = 256;
+
+/// Messages taken from the mesh in one turn.
+const MESSAGES_PER_TURN: usize = 256;
+
+/// Turns without rest before other tasks of the core get theirs.
+const TURNS_PER_YIELD: u32 = 16;
+
+/// Runs one core of a node until it was asked to stop and has stopped: in-flight requests answered, connections closed.
+///
+/// Every core of the node runs this with the same `config`.
+///
+/// # Panics
+/// When `config` has no shards or more than the protocol allows, or the node has more than 256 cores.
+pub async fn run<E: Env>(env: E, config: CoreConfig) {
+    let mut core = Core::new(env, config);
+    let mut turns = 0;
+    while !core.is_done() {
+        let more = core.turn();
+        turns += 1;
+        if !more {
+            turns = 0;
+            let deadline = core.next_deadline();
+            core.env.park(deadline).await;
+        } else if turns >= TURNS_PER_YIELD {
+            turns = 0;
+            core.env.yield_now().await;
+        }
+    }
+    core.last_words();
+}
+
+/// A stop in progress.
+#[derive(Debug)]
+struct Stopping {
+    /// When it ends, whatever is under way.
+    deadline: Instant,
+    /// The other cores were told that nothing is asked of them any more.
+    told: bool,
+    /// How many other cores have told so.
+    others: CoreId,
+    /// Connections are being closed.
+    closing: bool,
+}
+
+/// What a turn works with, borrowed from the core beside its connections.
+macro_rules! context {
+    ($core:ident, $now:ident) => {
+        &mut Context {
+            now: $now,
+            driver: &mut $core.driver,
+            streams: &mut $core.streams,
+            replies: &mut $core.replies,
+            stats: &mut $core.dispatch.stats,
+        }
+    };
+}
+
+struct Core<E> {
+    env: E,
+    driver: Driver,
+    connections: Connections,
+    streams: Streams,
+    replies: Replies,
+    dispatch: Dispatch,
+    config: CoreConfig,
+    stopping: Option<Stopping>,
+    /// Other cores that stopped before this one was asked to.
+    early_drained: CoreId,
+    next_sweep: Instant,
+    /// A train the socket had no room for.
+    unsent: Option<Transmit>,
+    buffer: Vec<u8>,
+    datagrams: Vec<Datagram>,
+    messages: Vec<(CoreId, MeshMessage)>,
+    /// Requests of other cores, which are executed before this core reads more of its own.
+    incoming: Vec<Incoming>,
+}
+
+impl<E: Env> Core<E> {
+    fn new(env: E, config: CoreConfig) -> Self {
+        let mut seed = [0; 32];
+        env.fill_random(&mut seed);
+        let (core, cores) = (env.core(), env.cores());
+        let driver = Driver::new(DriverConfig {
+            core,
+            cores,
+            seed,
+            secret: config.secret,
+            server: Some(config.crypto.clone()),
+            mtu_discovery: config.mtu_discovery,
+            limits: config.quic_limits.clone(),
+        });
+        Self {
+            driver,
+            connections: Connections::new(config.clone()),
+            streams: Streams::default(),
+            replies: Replies::new(cores, &config),
+            dispatch: Dispatch::new(&config, core, cores),
+            stopping: None,
+            early_drained: 0,
+            next_sweep: env.now() + config.node_limits.sweep_interval,
+            unsent: None,
+            buffer: Vec::new(),
+            datagrams: Vec::new(),
+            messages: Vec::new(),
+            incoming: Vec::new(),
+            config,
+            env,
+        }
+    }
+
+    /// One turn. Says whether there is more to do at once.
+    fn turn(&mut self) -> bool {
+        let now = self.env.now();
+        let now_ms = self.env.unix_ms();
+        self.driver.set_unix_ms(now_ms);
+        let mut more = self.receive(now);
+        more |= self.receive_mesh(now);
+        if self.driver.next_timeout().is_some_and(|at| at <= now) {
+            self.driver.handle_timeout(now);
+        }
+        while let Some((key, event)) = self.driver.poll_event() {
+            self.connections.event(context!(self, now), key, &event);
+        }
+        self.stop_if_asked(now);
+        self.execute(now, now_ms);
+        self.connections.write(context!(self, now));
+        self.replies
+            .flush(&self.env, &mut self.streams, &mut self.dispatch.stats);
+        self.connections.tend(context!(self, now));
+        if self.next_sweep <= now {
+            self.next_sweep = now + self.config.node_limits.sweep_interval;
+            self.dispatch.sweep(now_ms);
+        }
+        more |= self.transmit(now);
+        more | self.connections.has_readable()
+    }
+
+    /// Takes datagrams off the socket. Says whether there may be more.
+    fn receive(&mut self, now: Instant) -> bool {
+        let limit = self.config.node_limits.datagrams_per_turn;
+        let count = self.env.receive(limit, &mut self.datagrams);
+        self.dispatch.stats.datagrams_received += count as u64;
+        self.dispatch.stats.turns += u64::from(count > 0);
+        for datagram in self.datagrams.drain(..) {
+            let Datagram {
+                remote,
+                local_ip,
+                ecn,
+                payload,
+            } = datagram;
+            if let Err(misrouted) = self.driver.handle_datagram(now, remote, local_ip, ecn, payload) {
+                let payload = misrouted.payload;
+                let message = MeshMessage::Datagram(Datagram {
+                    remote,
+                    local_ip,
+                    ecn,
+                    payload,
+                });
+                // A full queue loses it as a full socket would; QUIC repairs that.
+                match self.env.mesh_send(misrouted.core, message) {
+                    Ok(()) => self.dispatch.stats.datagrams_forwarded += 1,
+                    Err(_) => self.dispatch.stats.datagrams_dropped += 1,
+                }
+            }
+        }
+        count == limit
+    }
+
+    fn receive_mesh(&mut self, now: Instant) -> bool {
+        let count = self.env.mesh_receive(MESSAGES_PER_TURN, &mut self.messages);
+        for (core, message) in self.messages.drain(..) {
+            match message {
+                MeshMessage::Datagram(Datagram {
+                    remote,
+                    local_ip,
+                    ecn,
+                    payload,
+                }) => {
+                    if self
+                        .driver
+                        .handle_datagram(now, remote, local_ip, ecn, payload)
+                        .is_err()
+                    {
+                        self.dispatch.stats.datagrams_dropped += 1;
+                    }
+                }
+                MeshMessage::Requests(requests) => {
+                    self.incoming.extend(requests.into_iter().map(|request| Incoming {
+                        source: Source::Mesh {
+                            core,
+                            ticket: request.ticket,
+                        },
+                        arrival: now,
+                        deadline: request.deadline,
+                        frame: request.frame,
+                    }));
+                }
+                MeshMessage::Replies(replies) => self.replies.answered(&mut self.streams, core, replies),
+                MeshMessage::Drained => {
+                    if let Some(stopping) = &mut self.stopping {
+                        stopping.others += 1;
+                    } else {
+                        self.early_drained += 1;
+                    }
+                }
+            }
+        }
+        count == MESSAGES_PER_TURN
+    }
+
+    /// Reads and executes this turn's requests.
+    fn execute(&mut self, now: Instant, now_ms: u64) {
+        let limit = self.config.node_limits.requests_per_turn;
+        self.connections.read(context!(self, now), &mut self.incoming, limit);
+        if self.incoming.is_empty() {
+            return;
+        }
+        self.dispatch
+            .stats
+            .add_driver(&self.driver.stats(), self.driver.connections());
+        self.dispatch.stats.streams = self.streams.len() as u64;
+        let moment = Moment {
+            now,
+            now_ms,
+            stopping: self.stopping.is_some(),
+        };
+        let closing = &mut self.connections.closing;
+        self.dispatch
+            .turn(moment, &self.incoming, &mut self.streams, &mut self.replies, closing);
+        self.incoming.clear();
+    }
+
+    /// Flushes every connection that has something to say. Says whether there is more to send at once.
+    fn transmit(&mut self, now: Instant) -> bool {
+        for _ in 0..TRAINS_PER_TURN {
+            let transmit = match self.unsent.take() {
+                Some(transmit) => transmit,
+                None => match self.driver.poll_transmit(now, &mut self.buffer) {
+                    Some(transmit) => Transmit {
+                        remote: transmit.remote,
+                        local_ip: transmit.local_ip,
+                        ecn: transmit.ecn,
+                        segment_size: transmit.segment_size,
+                    },
+                    None => return false,
+                },
+            };
+            if !self.env.transmit(&transmit, &self.buffer) {
+                // The environment wakes us when the socket has room.
+                self.unsent = Some(transmit);
+                return false;
+            }
+            self.dispatch.stats.trains_sent += 1;
+            self.dispatch.stats.sent_bytes += self.buffer.len() as u64;
+        }
+        true
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let stop = self.stopping.as_ref().map(|stopping| stopping.deadline);
+        [
+            self.driver.next_timeout(),
+            self.connections.next_deadline(),
+            stop,
+            Some(self.next_sweep),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// Moves a stop on: refuse what is new, wait for what is under way, close.
+    fn stop_if_asked(&mut self, now: Instant) {
+        if !self.env.stopping() {
+            return;
+        }
+        let deadline = now + self.config.node_limits.drain;
+        let early = self.early_drained;
+        let stopping = self.stopping.get_or_insert(Stopping {
+            deadline,
+            told: false,
+            others: early,
+            closing: false,
+        });
+        self.driver.refuse_new();
+        let late = stopping.deadline <= now;
+        if !stopping.told && self.replies.is_idle() {
+            stopping.told = true;
+            let own = self.env.core();
+            for core in (0..self.env.cores()).filter(|&core| core != own) {
+                self.replies.post(core, MeshMessage::Drained);
+            }
+        }
+        if !stopping.closing && (late || (stopping.told && self.connections.is_quiet(&mut self.streams))) {
+            stopping.closing = true;
+            // Acknowledgements of last replies get as long again.
+            stopping.deadline = deadline;
+            self.connections
+                .close_all(close_code::SHUTTING_DOWN, "the node is stopping");
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        let Some(stopping) = &self.stopping else { return false };
+        let late = stopping.deadline <= self.env.now();
+        let alone = stopping.others + 1 >= self.env.cores() && self.replies.is_idle();
+        stopping.closing && (late || (alone && self.connections.len() == 0 && self.connections.closing.is_empty()))
+    }
+
+    /// Sends the closing packets.
+    fn last_words(&mut self) {
+        let now = self.env.now();
+        self.connections
+            .close_all(close_code::SHUTTING_DOWN, "the node is stopping");
+        self.connections.close_at_once(context!(self, now));
+        self.transmit(now);
+    }
+}

@@ -1,0 +1,283 @@
+//! A shard of this core and the one way to change it: a batch is proposed, and its outcomes come back.
+//!
+//! On a single node there is nobody to agree with, so a batch is applied as it is proposed and its outcomes are there at once;
+//! callers do not rely on that. They collect outcomes with [`Replica::drain`], by the tokens they proposed with, which is all they
+//! will see when a log between nodes stands in between.
+//!
+//! Invariants:
+//! - Everything proposed in one call becomes one log entry: the next index, stamped with the node's clock unless shard time is
+//!   ahead. (More than fits one entry goes on in the next.)
+//! - Victims that make room for a batch precede it in its entry, so every replica removes the same entries at the same place.
+
+use generation_engine::{Command, Outcome, Shard, ShardConfig, Version, Victim};
+
+/// Most commands in one log entry: a position has 16 bits.
+const MAX_ENTRY_COMMANDS: usize = 1 << 16;
+
+/// What a counter written by `Incr` may take, in bytes: the digits of the smallest `i64`.
+const MAX_COUNTER_LEN: usize = 20;
+
+/// One shard with its place in the log.
+#[derive(Debug)]
+pub(crate) struct Replica<T> {
+    shard: Shard,
+    index: u64,
+    /// Commands in the entry being applied.
+    position: usize,
+    outcomes: Vec<(T, Outcome)>,
+    victims: Vec<Victim>,
+    entries: u64,
+}
+
+impl<T> Replica<T> {
+    pub(crate) fn new(config: ShardConfig) -> Self {
+        let shard = Shard::new(config);
+        let index = shard.applied_index();
+        Self {
+            shard,
+            index,
+            position: 0,
+            outcomes: Vec::new(),
+            victims: Vec::new(),
+            entries: 0,
+        }
+    }
+
+    /// The shard, for reading.
+    pub(crate) fn shard(&self) -> &Shard {
+        &self.shard
+    }
+
+    /// The shard, for reading with recency.
+    pub(crate) fn shard_mut(&mut self) -> &mut Shard {
+        &mut self.shard
+    }
+
+    /// Log entries applied since the start.
+    pub(crate) fn entries(&self) -> u64 {
+        self.entries
+    }
+
+    /// Proposes `batch` (drained) as one log entry of `now_ms`.
+    pub(crate) fn propose(&mut self, now_ms: u64, batch: &mut Vec<(T, Command<'_>)>) {
+        self.make_room(batch);
+        self.begin(now_ms);
+        let victims = std::mem::take(&mut self.victims);
+        for victim in &victims {
+            self.apply(
+                now_ms,
+                &Command::Evict {
+                    hash: victim.hash,
+                    version: victim.version,
+                },
+            );
+        }
+        self.victims = victims;
+        self.victims.clear();
+        for (token, command) in batch.drain(..) {
+            let outcome = self.apply(now_ms, &command);
+            self.outcomes.push((token, outcome));
+        }
+    }
+
+    /// Proposes that these entries' time has come, if the clock is past it; shard time follows the clock.
+    pub(crate) fn propose_expiry(&mut self, now_ms: u64, expired: &[(u64, Version)]) {
+        self.begin(now_ms);
+        for &(hash, version) in expired {
+            self.apply(now_ms, &Command::Expire { hash, version });
+        }
+    }
+
+    /// One bounded step of the expiry sweep; whatever is due goes as one log entry.
+    pub(crate) fn sweep(&mut self, now_ms: u64, max_work: usize) {
+        let mut due = std::mem::take(&mut self.victims);
+        self.shard.propose_expired(now_ms, max_work, &mut due);
+        if !due.is_empty() {
+            self.begin(now_ms);
+            for victim in &due {
+                self.apply(
+                    now_ms,
+                    &Command::Expire {
+                        hash: victim.hash,
+                        version: victim.version,
+                    },
+                );
+            }
+            due.clear();
+        }
+        self.victims = due;
+    }
+
+    /// Gives every outcome that has come since the last call, in the order of proposal.
+    pub(crate) fn drain(&mut self, mut each: impl FnMut(&Shard, T, Outcome)) {
+        for (token, outcome) in self.outcomes.drain(..) {
+            each(&self.shard, token, outcome);
+        }
+    }
+
+    fn begin(&mut self, now_ms: u64) {
+        self.index += 1;
+        self.position = 0;
+        self.entries += 1;
+        self.shard.begin(self.index, now_ms);
+    }
+
+    fn apply(&mut self, now_ms: u64, command: &Command<'_>) -> Outcome {
+        if self.position == MAX_ENTRY_COMMANDS {
+            self.begin(now_ms);
+        }
+        self.position += 1;
+        self.shard.apply(command)
+    }
+
+    /// Finds the victims that `batch` needs. What a batch adds at most is cheap to add up; only when that would not fit is each
+    /// key looked up, so that overwriting what is there evicts nothing.
+    fn make_room(&mut self, batch: &[(T, Command<'_>)]) {
+        let (mut bytes, mut records) = (0, 0);
+        for (_, command) in batch {
+            if let Some((_, cost)) = self.growth(command) {
+                bytes += cost;
+                records += 1;
+            }
+        }
+        let stats = self.shard.stats();
+        let fits = stats.used_bytes + bytes <= stats.budget_bytes
+            && stats
+                .max_records
+                .is_none_or(|max_records| stats.records + records <= max_records);
+        if fits {
+            return;
+        }
+        (bytes, records) = (0, 0);
+        for (_, command) in batch {
+            let Some((key, cost)) = self.growth(command) else {
+                continue;
+            };
+            if let Some(entry) = self.shard.peek(key) {
+                bytes += cost.saturating_sub(self.shard.cost(key.len(), entry.value.len()));
+            } else {
+                bytes += cost;
+                records += 1;
+            }
+        }
+        self.shard.propose_victims(bytes, records, &mut self.victims);
+    }
+
+    /// The key and the cost of the entry a command may write.
+    fn growth<'a>(&self, command: &Command<'a>) -> Option<(&'a [u8], u64)> {
+        match *command {
+            Command::Put { key, value, .. } => Some((key, self.shard.cost(key.len(), value.len()))),
+            Command::Incr { key, .. } => Some((key, self.shard.cost(key.len(), MAX_COUNTER_LEN))),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use generation_engine::Condition;
+
+    use super::*;
+
+    fn put<'a>(key: &'a [u8], value: &'a [u8]) -> Command<'a> {
+        Command::Put {
+            key,
+            value,
+            expires_at_ms: 0,
+            condition: Condition::None,
+        }
+    }
+
+    fn propose(replica: &mut Replica<u32>, commands: &[Command<'_>]) -> Vec<(u32, Outcome)> {
+        let mut batch: Vec<_> = commands
+            .iter()
+            .enumerate()
+            .map(|(i, command)| (i as u32, *command))
+            .collect();
+        replica.propose(1_000, &mut batch);
+        let mut outcomes = Vec::new();
+        replica.drain(|_, token, outcome| outcomes.push((token, outcome)));
+        outcomes
+    }
+
+    #[test]
+    fn a_batch_is_one_entry_and_positions_follow_its_order() {
+        let mut replica = Replica::new(ShardConfig::default());
+        let outcomes = propose(&mut replica, &[put(b"a", b"1"), put(b"b", b"2")]);
+        assert_eq!(
+            outcomes[0],
+            (
+                0,
+                Outcome::Applied {
+                    version: Version::new(1, 0)
+                }
+            )
+        );
+        assert_eq!(
+            outcomes[1],
+            (
+                1,
+                Outcome::Applied {
+                    version: Version::new(1, 1)
+                }
+            )
+        );
+        propose(&mut replica, &[put(b"a", b"3")]);
+        assert_eq!(replica.shard().applied_index(), 2);
+        assert_eq!(replica.entries(), 2);
+    }
+
+    #[test]
+    fn more_than_one_entry_holds_goes_on_in_the_next() {
+        let mut replica = Replica::new(ShardConfig::default());
+        let commands = vec![put(b"k", b"v"); MAX_ENTRY_COMMANDS + 1];
+        let outcomes = propose(&mut replica, &commands);
+        let (_, last) = outcomes[MAX_ENTRY_COMMANDS];
+        assert_eq!(
+            last,
+            Outcome::Applied {
+                version: Version::new(2, 0)
+            }
+        );
+    }
+
+    #[test]
+    fn the_oldest_makes_room_and_overwriting_evicts_nothing() {
+        let config = ShardConfig {
+            max_records: Some(3),
+            ..ShardConfig::default()
+        };
+        let mut replica = Replica::new(config);
+        propose(&mut replica, &[put(b"a", b"1"), put(b"b", b"1"), put(b"c", b"1")]);
+        propose(&mut replica, &[put(b"a", b"2"), put(b"b", b"2")]);
+        assert_eq!(replica.shard().stats().evictions, 0);
+        let outcomes = propose(&mut replica, &[put(b"d", b"1")]);
+        // The victim's removal has the first position.
+        assert_eq!(
+            outcomes[0].1,
+            Outcome::Applied {
+                version: Version::new(3, 1)
+            }
+        );
+        assert!(replica.shard().peek(b"c").is_none());
+        assert_eq!(replica.shard().stats().records, 3);
+    }
+
+    #[test]
+    fn the_sweep_removes_what_is_due_as_a_log_entry() {
+        let mut replica: Replica<u32> = Replica::new(ShardConfig::default());
+        let command = Command::Put {
+            key: b"k",
+            value: b"v",
+            expires_at_ms: 5_000,
+            condition: Condition::None,
+        };
+        propose(&mut replica, &[command]);
+        replica.sweep(4_999, 100);
+        assert_eq!((replica.entries(), replica.shard().stats().records), (1, 1));
+        replica.sweep(5_000, 100);
+        replica.sweep(5_000, 100);
+        assert_eq!((replica.entries(), replica.shard().stats().records), (2, 0));
+        assert_eq!(replica.shard().shard_time_ms(), 5_000);
+    }
+}

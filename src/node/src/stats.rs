@@ -1,0 +1,190 @@
+//! Counters of a node, and their names.
+//!
+//! `Stats` answers with every counter of every core and shard. Names are stable: lower case, dotted, with their unit last.
+//! - `node.*`: [`NodeStats::NAMES`] summed over the cores, and `node.cores` and `node.shards`.
+//! - `core.N.*`: the same for core `N`.
+//! - `shard.N.*`: `records`, `max_records` (0: as many as the bytes allow), `used_bytes`, `budget_bytes`, `resident_bytes`,
+//!   `index_bytes`, `hits`, `misses`, `evictions`, `expirations`, `refused`, `index` (the log index applied), `time_ms` (shard
+//!   time), `core`, and `state_hash_high` and `state_hash_low`, the two halves of the state hash.
+
+use bytes::BytesMut;
+use generation_engine::Shard;
+use generation_proto::reply::Stat;
+use generation_quic::DriverStats;
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// Counters of one core since its start, and a few gauges.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub struct NodeStats {
+            $($(#[doc = $doc])+ pub $name: u64,)+
+        }
+
+        impl NodeStats {
+            /// The names, in the order of [`NodeStats::values`].
+            pub const NAMES: &'static [&'static str] = &[$(stringify!($name),)+];
+
+            /// The values, in the order of [`NodeStats::NAMES`].
+            pub fn values(&self) -> impl Iterator<Item = u64> {
+                [$(self.$name,)+].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// Turns in which there was something to do.
+    turns,
+    /// Datagrams received from the socket.
+    datagrams_received,
+    /// Datagrams forwarded to the core that owns their connection.
+    datagrams_forwarded,
+    /// Datagrams dropped because that core's queue was full.
+    datagrams_dropped,
+    /// Trains of datagrams sent.
+    trains_sent,
+    /// Bytes of UDP payload sent.
+    sent_bytes,
+    /// Gauge: connections, closing ones included.
+    connections,
+    /// Connections accepted.
+    connections_accepted,
+    /// Connections whose handshake completed.
+    connections_established,
+    /// Attempts told to prove their address first (Retry).
+    connections_retried,
+    /// Attempts refused.
+    connections_refused,
+    /// Attempts not answered.
+    connections_ignored,
+    /// Handshakes that took too long.
+    handshake_timeouts,
+    /// Connections closed because the certificate names nobody this node serves, or for a foreign application protocol.
+    connections_unauthorized,
+    /// Connections closed for not saying `Hello`, or not going on with what they began, in time.
+    connections_timed_out,
+    /// Connections closed because what they sent cannot be read as frames.
+    connections_malformed,
+    /// Gauge: streams being served.
+    streams,
+    /// Requests read.
+    requests,
+    /// Requests answered by reading an entry or noting its absence.
+    reads,
+    /// Commands applied for requests.
+    writes,
+    /// Log entries applied on this core's shards.
+    log_entries,
+    /// Requests refused as malformed, out of range, too large or unknown.
+    requests_rejected,
+    /// Requests answered `Busy`.
+    requests_busy,
+    /// Requests answered `DeadlineExceeded`.
+    requests_late,
+    /// Requests answered `ShuttingDown`.
+    requests_shutting_down,
+    /// Requests sent to another core.
+    requests_forwarded,
+    /// Requests received from other cores.
+    requests_of_other_cores,
+    /// Times a stream was left unread because its replies were not taken.
+    streams_paused,
+}
+
+impl NodeStats {
+    pub(crate) fn add_driver(&mut self, driver: &DriverStats, connections: usize) {
+        self.connections = connections as u64;
+        self.connections_accepted = driver.accepted;
+        self.connections_established = driver.connected;
+        self.connections_retried = driver.retried;
+        self.connections_refused = driver.refused;
+        self.connections_ignored = driver.ignored;
+        self.handshake_timeouts = driver.handshake_timeouts;
+    }
+}
+
+/// The counters of a shard with their names' last parts.
+fn of_shard(shard: &Shard, core: u16) -> [(&'static str, u64); 16] {
+    let stats = shard.stats();
+    let hash = shard.state_hash();
+    [
+        ("records", stats.records),
+        ("max_records", stats.max_records.unwrap_or(0)),
+        ("used_bytes", stats.used_bytes),
+        ("budget_bytes", stats.budget_bytes),
+        ("resident_bytes", stats.resident_bytes),
+        ("index_bytes", stats.index_bytes),
+        ("hits", stats.hits),
+        ("misses", stats.misses),
+        ("evictions", stats.evictions),
+        ("expirations", stats.expirations),
+        ("refused", stats.refused),
+        ("index", shard.applied_index()),
+        ("time_ms", shard.shard_time_ms()),
+        ("core", u64::from(core)),
+        ("state_hash_high", (hash >> 64) as u64),
+        ("state_hash_low", hash as u64),
+    ]
+}
+
+/// Appends the counters of one core and of its shards.
+pub(crate) fn encode_core<'a>(
+    core: u16,
+    stats: &NodeStats,
+    shards: impl Iterator<Item = (u16, &'a Shard)>,
+    out: &mut BytesMut,
+) {
+    for (name, value) in NodeStats::NAMES.iter().zip(stats.values()) {
+        Stat {
+            name: &format!("core.{core}.{name}"),
+            value,
+        }
+        .encode(out);
+    }
+    for (number, shard) in shards {
+        for (name, value) in of_shard(shard, core) {
+            Stat {
+                name: &format!("shard.{number}.{name}"),
+                value,
+            }
+            .encode(out);
+        }
+    }
+}
+
+/// Appends the node's totals over the cores' counters in `parts`.
+pub(crate) fn encode_totals(parts: &[u8], out: &mut BytesMut) {
+    let mut totals = vec![0_u64; NodeStats::NAMES.len()];
+    let mut cores = 0;
+    let mut shards = 0;
+    for stat in Stat::decode_all(parts).flatten() {
+        let mut name = stat.name.splitn(3, '.');
+        match (name.next(), name.nth(1)) {
+            (Some("core"), Some(last)) => {
+                if let Some(place) = NodeStats::NAMES.iter().position(|name| *name == last) {
+                    totals[place] += stat.value;
+                    cores += u64::from(place == 0);
+                }
+            }
+            (Some("shard"), Some("index")) => shards += 1,
+            _ => {}
+        }
+    }
+    for (name, value) in NodeStats::NAMES.iter().zip(totals) {
+        Stat {
+            name: &format!("node.{name}"),
+            value,
+        }
+        .encode(out);
+    }
+    Stat {
+        name: "node.cores",
+        value: cores,
+    }
+    .encode(out);
+    Stat {
+        name: "node.shards",
+        value: shards,
+    }
+    .encode(out);
+}
