@@ -1,1 +1,19 @@
-//! Deterministic simulator of Generation nodes.
+//! Deterministic simulator of Generation nodes: the real node over an [`Env`](generation_node::env::Env) made of memory.
+//!
+//! Everything runs in one thread on virtual time. The network delays, loses and reorders datagrams by a seeded generator; the
+//! mesh between cores is a bounded queue; the clock moves only when nothing is left to do at the present moment. One seed is one
+//! run: [`Sim::trace`] hashes when which datagram of which size went where, and two runs of a seed have the same.
+//!
+//! What is not simulated: the bytes of the TLS handshake (its keys come from the operating system), which no one looks at.
+
+mod client;
+mod dice;
+mod env;
+mod pki;
+mod sim;
+
+pub use client::{Client, Response};
+pub use dice::Dice;
+pub use env::SimEnv;
+pub use pki::{Authority, ClientIdentity};
+pub use sim::{NodeSetup, Sim, Weather};
