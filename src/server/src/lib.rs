@@ -4,4 +4,7 @@
 //! What it does not do: it knows nothing of keys, shards or frames. Replacing glommio touches this crate alone.
 
 pub mod cli;
+pub mod env;
+pub mod executors;
+pub mod net;
 pub mod tls;
