@@ -3,6 +3,36 @@
 //! A client learns the cluster's map from any node and sends each request straight to the core that owns the key's shard, over
 //! one QUIC connection for each core it needs. Requests made at the same time travel together, and replies come in any order.
 //!
+//! ```no_run
+//! use std::time::Duration;
+//! use generation_client::{Client, ClientConfig};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! // As `generation dev` writes it: the cluster's name, its nodes, and the client's certificate.
+//! let config = ClientConfig::load(".generation/client.toml")?;
+//! let client = Client::builder().config(config).timeout(Duration::from_secs(2)).connect().await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! ```
+//! # mod fake { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake/mod.rs")); }
+//! # fake::example(async |client| {
+//! use std::time::Duration;
+//!
+//! client.put("user:1", "Ada").ttl(Duration::from_secs(60)).await?;
+//! let read = client.get("user:1").await?;
+//! assert_eq!(read.value().unwrap(), "Ada");
+//! assert!(read.ttl().unwrap() <= Duration::from_secs(60));
+//!
+//! // Compare and swap, by the version that was read.
+//! client.put("user:1", "Ada L.").if_version(read.version()).await?;
+//! let error = client.put("user:1", "Bob").if_version(read.version()).await.unwrap_err();
+//! assert_eq!(error.code(), "condition_failed");
+//! # Ok(())
+//! # });
+//! ```
+//!
 //! # What it promises
 //!
 //! - **Nothing is executed twice by itself.** What a node did not take ([`Error::NotSent`]) is tried again within the request's

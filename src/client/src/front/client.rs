@@ -39,11 +39,37 @@ impl Client {
     }
 
     /// Reads an entry.
+    ///
+    /// ```
+    /// # mod fake { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake/mod.rs")); }
+    /// # fake::example(async |client| {
+    /// assert!(!client.get("k").await?.is_found());
+    /// client.put("k", "v").await?;
+    /// let read = client.get("k").linearizable().await?;
+    /// assert_eq!(read.value().unwrap(), "v");
+    /// println!("version {}, shard {}, node {}", read.version(), read.meta.shard, read.meta.node);
+    /// # Ok(())
+    /// # });
+    /// ```
     pub fn get<K: AsRef<[u8]>>(&self, key: K) -> Get<'_, K> {
         Get::new(self, key)
     }
 
     /// Writes an entry. Without [`Put::ttl`] it does not expire, whatever it had before.
+    ///
+    /// ```
+    /// # mod fake { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake/mod.rs")); }
+    /// # fake::example(async |client| {
+    /// use generation_client::{Error, Rejected};
+    ///
+    /// let written = client.put("lock", "mine").if_absent().await?;
+    /// match client.put("lock", "yours").if_absent().await {
+    ///     Err(Error::Rejected(Rejected::ConditionFailed { current })) => assert_eq!(current, written.version()),
+    ///     other => panic!("{other:?}"),
+    /// }
+    /// # Ok(())
+    /// # });
+    /// ```
     pub fn put<K: AsRef<[u8]>, V: AsRef<[u8]>>(&self, key: K, value: V) -> Put<'_, K, V> {
         Put::new(self, key, value)
     }
@@ -54,6 +80,15 @@ impl Client {
     }
 
     /// Adds `delta` to an ASCII decimal number; an absent key counts as 0, and the time to live stays as it is.
+    ///
+    /// ```
+    /// # mod fake { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake/mod.rs")); }
+    /// # fake::example(async |client| {
+    /// assert_eq!(client.incr("visits", 1).await?.counter, 1);
+    /// assert_eq!(client.incr("visits", 41).await?.counter, 42);
+    /// # Ok(())
+    /// # });
+    /// ```
     pub fn incr<K: AsRef<[u8]>>(&self, key: K, delta: i64) -> Incr<'_, K> {
         Incr::new(self, key, delta)
     }
@@ -64,12 +99,39 @@ impl Client {
     }
 
     /// Reads several entries: a result per key, in the order given.
+    ///
+    /// ```
+    /// # mod fake { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake/mod.rs")); }
+    /// # fake::example(async |client| {
+    /// client.put("b", "2").await?;
+    /// let keys = ["a", "b"];
+    /// for (key, result) in keys.iter().zip(client.multi_get(keys).await) {
+    ///     println!("{key}: {:?}", result?.into_value());
+    /// }
+    /// # Ok(())
+    /// # });
+    /// ```
     pub fn multi_get<K: AsRef<[u8]>>(&self, keys: impl IntoIterator<Item = K>) -> MultiGet<'_, K> {
         MultiGet::new(self, keys.into_iter().collect())
     }
 
     /// Writes several entries: a result per item, in the order given, and no atomicity across them. An item is a pair of key
     /// and value, or an [`crate::Item`] with a time to live.
+    ///
+    /// ```
+    /// # mod fake { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake/mod.rs")); }
+    /// # fake::example(async |client| {
+    /// use std::time::Duration;
+    /// use generation_client::Item;
+    ///
+    /// for result in client.multi_put([("a", "1"), ("b", "2")]).await {
+    ///     result?;
+    /// }
+    /// let minute = Duration::from_secs(60);
+    /// client.multi_put([Item::new("c", "3").ttl(minute), Item::new("d", "4")]).await;
+    /// # Ok(())
+    /// # });
+    /// ```
     pub fn multi_put<T: PutItem>(&self, items: impl IntoIterator<Item = T>) -> MultiPut<'_, T> {
         MultiPut::new(self, items.into_iter().collect())
     }
@@ -85,6 +147,23 @@ impl Client {
     }
 
     /// Lists keys and values, of the whole cluster or of one shard.
+    ///
+    /// ```
+    /// # mod fake { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake/mod.rs")); }
+    /// # fake::example(async |client| {
+    /// use futures_util::TryStreamExt;
+    ///
+    /// client.multi_put([("user:1", "Ada"), ("user:2", "Bob"), ("job:1", "x")]).await;
+    /// let mut users = client.entries().prefix("user:").stream();
+    /// let mut count = 0;
+    /// while let Some(entry) = users.try_next().await? {
+    ///     println!("{:?} = {:?}", entry.key, entry.value);
+    ///     count += 1;
+    /// }
+    /// assert_eq!(count, 2);
+    /// # Ok(())
+    /// # });
+    /// ```
     pub fn entries(&self) -> Scan {
         Scan::entries(self.clone())
     }

@@ -1,0 +1,23 @@
+//! The client against a node in the same process that can be told to misbehave.
+
+mod basics;
+mod connecting;
+#[allow(dead_code, reason = "the examples in the documentation use another part of it")]
+#[path = "../fake/mod.rs"]
+mod fake;
+mod faults;
+
+use std::time::Duration;
+
+/// Waits until `condition` holds; fails the test when it does not come to that.
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let wait = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    assert!(
+        tokio::time::timeout(Duration::from_secs(20), wait).await.is_ok(),
+        "it did not come to this: {what}"
+    );
+}
