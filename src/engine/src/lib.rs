@@ -11,7 +11,10 @@
 //! - **Capacity is counted, not measured**: [`Shard::cost`] is arithmetic on lengths, the same on every replica and release.
 //! - **Cursors are positions in hash order**, so a scan begun on one replica resumes on another with the same seed.
 //!
-//! Not here: the codec of log entries, sessions, replication, durability, time.
+//! Around it stands what replication needs and what is just as pure: the codec of log entries ([`batch`]), client sessions
+//! ([`session`]), and the whole replicated state that a replica applies its log to ([`machine`]).
+//!
+//! Not here: replication itself, disks, clocks.
 
 mod arena;
 mod classes;
@@ -32,6 +35,11 @@ mod snapshot;
 mod stats;
 mod store;
 mod version;
+
+pub mod batch;
+mod codec;
+pub mod machine;
+pub mod session;
 
 pub use command::{Command, Condition, Outcome, Victim};
 pub use config::{MAX_KEY_BYTES, MAX_VALUE_BYTES, Policy, ShardConfig};
