@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const EFFECTS: &[&str] = &[
     "Instant::now",
     "SystemTime::now",
-    "UNIX_EPOCH",
+    "UNIX_EPOCH.elapsed",
     "std::thread",
     "thread::spawn",
     "thread::sleep",

@@ -1,5 +1,7 @@
 //! Two drivers talking: streams, flow control, loss, limits, closing.
 
+#![allow(clippy::disallowed_methods, reason = "a test's clock has to begin somewhere")]
+
 mod common;
 
 use std::time::Duration;
