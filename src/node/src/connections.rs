@@ -11,13 +11,16 @@ use crate::config::{CoreConfig, Identity, close_code};
 use crate::dispatch::{Closing, Incoming, Source};
 use crate::replies::{Origin, Replies};
 use crate::stats::NodeStats;
-use crate::streams::{Stream, StreamRef, Streams};
+use crate::streams::{HEAVY, Stream, StreamRef, Streams};
 
 /// Bytes a peer must send within the node's patience for an unfinished frame to be waited for.
 const LEAST_PROGRESS: u64 = 1024;
 
 /// An unfinished frame of more than this counts against what a connection may leave unfinished.
 const LARGE_PARTIAL: usize = 64 << 10;
+
+/// Requests put off that are tried again in one turn.
+const RETRIED: usize = 64;
 
 /// What a turn works with.
 pub(crate) struct Context<'a> {
@@ -262,15 +265,16 @@ impl Connections {
         }
         let limits = &self.config.node_limits;
         let Some(stream) = cx.streams.at(index) else { return };
-        if stream.output.len() > limits.stream_reply_bytes {
+        if stream.output.len() > limits.stream_reply_bytes || stream.heavy >= HEAVY {
             cx.stats.streams_paused += u64::from(!stream.paused);
             stream.paused = true;
             return;
         }
         let source = Source::Stream(reference);
         if !stream.deferred.is_empty() {
-            // Their replies may fill the output again, so nothing newer is read in this turn.
-            incoming.extend(stream.deferred.drain(..).map(|(frame, arrival)| Incoming {
+            // Their replies may fill the output again, so few are tried at a time and nothing newer is read in this turn.
+            let count = stream.deferred.len().min(RETRIED);
+            incoming.extend(stream.deferred.drain(..count).map(|(frame, arrival)| Incoming {
                 source,
                 arrival,
                 deadline: None,

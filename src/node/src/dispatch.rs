@@ -195,14 +195,14 @@ impl Dispatch {
         } = turn;
         dispatch.busy_shards = shards;
         dispatch.batches = batches.into_iter().map(Batch::recycle).collect();
-        // Requests put off keep their place in the stream's order.
-        for place in dispatch.put_off.drain(..) {
+        // What is put off comes before what has been waiting behind it.
+        for place in dispatch.put_off.drain(..).rev() {
             let request = &incoming[place as usize];
             let Source::Stream(stream) = request.source else {
                 continue;
             };
             if let Some(stream) = streams.get(stream) {
-                stream.deferred.push_back((request.frame.clone(), request.arrival));
+                stream.deferred.push_front((request.frame.clone(), request.arrival));
             }
         }
     }
@@ -296,6 +296,11 @@ impl<'t> Turn<'_, 't> {
             Ok(request) => request,
             Err(error) => {
                 self.dispatch.stats.requests_rejected += 1;
+                if let (Source::Stream(stream), true) = (incoming.source, is_heavy(opcode))
+                    && let Some(stream) = self.streams.get(stream)
+                {
+                    stream.heavy += 1;
+                }
                 return self
                     .replies
                     .refuse(self.streams, origin, error.status(), &error.to_string());
@@ -371,13 +376,12 @@ impl<'t> Turn<'_, 't> {
             return false;
         };
         let connection = found.connection;
-        if is_heavy(request.operation.opcode().code()) {
-            if found.heavy >= HEAVY || found.output.len() > self.dispatch.node_limits.stream_reply_bytes {
-                self.dispatch.put_off.push(place);
-                return false;
-            }
-            found.heavy += 1;
+        let is_heavy = is_heavy(request.operation.opcode().code());
+        if found.output.len() > self.dispatch.node_limits.stream_reply_bytes || (is_heavy && found.heavy >= HEAVY) {
+            self.dispatch.put_off.push(place);
+            return false;
         }
+        found.heavy += u32::from(is_heavy);
         if let Operation::Hello(hello) = &request.operation {
             self.hello(connection, origin, hello);
             return false;

@@ -42,16 +42,16 @@ impl Turn<'_, '_> {
     }
 
     fn read(&mut self, shard: u16, replica: &mut Replica<Origin>, batch: &Batch<'_>) {
-        self.dispatch.stats.reads += batch.keys.len() as u64;
         let mut meta = self.replies.meta(Status::Ok);
         meta.shard = shard;
         meta.index = replica.shard().applied_index();
         let now_ms = self.moment.now_ms;
-        let (replies, streams, late, put_off) = (
+        let (replies, streams, late, put_off, reads) = (
             &mut *self.replies,
             &mut *self.streams,
             &mut self.dispatch.late,
             &mut self.dispatch.put_off,
+            &mut self.dispatch.stats.reads,
         );
         let mut each = |place: usize, entry: Option<EntryRef<'_>>| {
             let reader = &batch.readers[place];
@@ -76,7 +76,9 @@ impl Turn<'_, '_> {
                     replies.reply_read(streams, reader.origin, &meta, &ReplyOptions::default(), &[])
                 }
             };
-            if !done {
+            if done {
+                *reads += 1;
+            } else {
                 put_off.push(reader.incoming);
             }
         };
