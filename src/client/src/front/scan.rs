@@ -19,7 +19,7 @@ use super::dispatch::To;
 use super::ops::{common_options, read_options};
 use crate::core::consistency::Consistency;
 use crate::core::error::{Error, Rejected};
-use crate::core::reply::ScanEntry;
+use crate::core::reply::{Meta, ScanEntry};
 use crate::core::session::SessionToken;
 
 /// Entries a page is asked for, unless set otherwise.
@@ -73,6 +73,8 @@ pub struct ScanPage {
     pub entries: Vec<ScanEntry>,
     /// Where to go on; `None`: this was the last page.
     pub next: Option<Cursor>,
+    /// Who answered, at which index; the node's clock tells what is left of a time to live.
+    pub meta: Meta,
 }
 
 /// A listing of keys or entries; see [`Client::keys`] and [`Client::entries`].
@@ -186,6 +188,7 @@ impl Scan {
         Ok(ScanPage {
             entries,
             next: self.after(cursor, &page),
+            meta: answer.meta,
         })
     }
 

@@ -5,8 +5,10 @@
 
 pub mod certs;
 pub mod client_config;
+pub mod cluster;
 pub mod completions;
 pub mod exit;
+pub mod kv;
 
 use std::process::ExitCode;
 
@@ -43,6 +45,8 @@ pub struct Globals {
 pub enum Command {
     /// Make a certificate authority and sign certificates for nodes, clients and administrators.
     Certs(certs::Args),
+    /// Read and write entries.
+    Kv(kv::Args),
     /// Print a completion script for a shell.
     Completions(completions::Args),
 }
@@ -64,6 +68,7 @@ pub fn main() -> ExitCode {
     let globals = cli.globals;
     let result = match cli.command {
         Command::Certs(args) => certs::run(&args, &globals),
+        Command::Kv(args) => kv::run(&args, &globals),
         Command::Completions(args) => completions::run(&args),
     };
     result
