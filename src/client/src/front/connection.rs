@@ -47,7 +47,15 @@ pub(crate) struct Peer {
     pub(crate) core: u16,
     pub(crate) cores: u16,
     pub(crate) limits: Limits,
+    /// Longest frame payload it accepts, and so makes, in bytes.
     pub(crate) max_frame_len: usize,
+}
+
+impl Peer {
+    /// Longest reply that is read, in bytes: a node of tight limits may still answer with a map longer than they are.
+    pub(crate) fn longest_reply(&self) -> usize {
+        self.max_frame_len.max(Limits::default().max_frame_len())
+    }
 }
 
 /// Why a request has no reply.
@@ -82,7 +90,10 @@ struct State {
     writer: Option<Waker>,
     /// No request's deadline is before this; `None`: nobody has asked to be woken.
     earliest: Option<Instant>,
+    /// Why nothing more can be sent. What was sent may still be answered.
     closed: Option<Arc<str>>,
+    /// Nothing will be answered any more.
+    ended: bool,
 }
 
 struct Waiting {
@@ -125,6 +136,7 @@ impl Connection {
                 writer: None,
                 earliest: None,
                 closed: None,
+                ended: false,
             }),
             permits: Semaphore::new(IN_FLIGHT),
             sweeper: Notify::new(),
@@ -171,7 +183,7 @@ impl Connection {
         let mut send = CancelOnDrop(Some(send));
         let exchange = async {
             send.write(request.freeze()).await.map_err(|error| error.to_string())?;
-            let mut decoder = Decoder::new(Side::Client, self.peer.max_frame_len);
+            let mut decoder = Decoder::new(Side::Client, self.peer.longest_reply());
             next_frame(&mut recv, &mut decoder).await
         };
         let reply = timeout_at(deadline, exchange).await;
@@ -196,7 +208,7 @@ impl Connection {
     /// Ends the connection; unanswered requests learn it.
     pub(crate) fn close(&self, reason: &str) {
         self.quic.close(VarInt::from_u32(0), reason.as_bytes());
-        self.fail(reason.into());
+        self.fail(&reason.into());
     }
 
     /// Completes when QUIC has closed too.
@@ -304,29 +316,38 @@ impl Connection {
         }
     }
 
-    /// Ends every request: the connection is gone.
-    fn fail(&self, reason: Arc<str>) {
+    /// Takes no more requests, and ends those not handed to QUIC. The others may still be answered.
+    fn stop_sending(&self, reason: &Arc<str>) {
         self.open.store(false, Ordering::Release);
         let mut guard = self.lock();
         let state = &mut *guard;
-        if state.closed.is_some() {
-            return;
-        }
-        tracing::debug!(peer = %self.peer.addr, core = self.peer.core, %reason, "connection closed");
         let batch = state.batch;
         let mut wakers: Vec<Waker> = state.writer.take().into_iter().collect();
-        for waiting in state.pending.iter_mut() {
-            let loss = if waiting.batch < batch {
-                Loss::Lost(reason.clone())
-            } else {
-                Loss::NotWritten(reason.clone())
-            };
-            wakers.extend(waiting.finish(Err(loss)));
+        for waiting in state.pending.iter_mut().filter(|waiting| waiting.batch >= batch) {
+            wakers.extend(waiting.finish(Err(Loss::NotWritten(reason.clone()))));
         }
         state.out = BytesMut::new();
-        state.closed = Some(reason);
+        state.closed.get_or_insert_with(|| reason.clone());
         drop(guard);
         self.permits.close();
+        for waker in wakers {
+            waker.wake();
+        }
+    }
+
+    /// Ends every request on the lane: no reply will come.
+    fn fail(&self, reason: &Arc<str>) {
+        self.stop_sending(reason);
+        let mut state = self.lock();
+        if std::mem::replace(&mut state.ended, true) {
+            return;
+        }
+        tracing::debug!(peer = %self.peer.addr, core = self.peer.core, %reason, "connection ended");
+        let mut wakers = Vec::new();
+        for waiting in state.pending.iter_mut() {
+            wakers.extend(waiting.finish(Err(Loss::Lost(reason.clone()))));
+        }
+        drop(state);
         self.sweeper.notify_one();
         for waker in wakers {
             waker.wake();
@@ -337,7 +358,7 @@ impl Connection {
     fn sweep(&self, now: Instant) -> Next {
         let mut guard = self.lock();
         let state = &mut *guard;
-        if state.closed.is_some() {
+        if state.ended {
             return Next::Never;
         }
         if let Some(earliest) = state.earliest.filter(|&earliest| earliest > now) {
@@ -454,11 +475,13 @@ impl Drop for CancelOnDrop {
 async fn write_lane(connection: Arc<Connection>, mut send: SendStream) {
     while let Some((batch, orphans)) = poll_fn(|cx| connection.poll_batch(cx)).await {
         if let Err(error) = send.write_chunk(batch).await {
-            connection.quic.close(VarInt::from_u32(0), b"");
-            connection.fail(match error {
+            // A node that takes no more requests may have answered some: the reader goes on to the end of the lane.
+            let reason: Arc<str> = match error {
                 quinn::WriteError::ConnectionLost(error) => describe(&error).into(),
-                other => format!("the lane was stopped: {other}").into(),
-            });
+                quinn::WriteError::Stopped(code) => format!("the node takes no more requests, code {code}").into(),
+                other => other.to_string().into(),
+            };
+            connection.stop_sending(&reason);
             break;
         }
         if orphans > 0 {
@@ -468,22 +491,34 @@ async fn write_lane(connection: Arc<Connection>, mut send: SendStream) {
 }
 
 async fn read_lane(connection: Arc<Connection>, mut recv: RecvStream, mut decoder: Decoder) {
-    let reason = read_frames(&connection, &mut recv, &mut decoder).await;
-    // Whatever the reason, nothing that follows on this lane can be trusted.
-    connection.quic.close(VarInt::from_u32(0), b"");
-    connection.fail(reason.into());
+    let reason = match read_frames(&connection, &mut recv, &mut decoder).await {
+        // The node has said all it had to say here. Replies on other streams may still be on their way.
+        End::Finished => "the node ended the connection in good order".to_owned(),
+        End::Broken(reason) => {
+            connection.quic.close(VarInt::from_u32(0), b"");
+            reason
+        }
+    };
+    connection.fail(&reason.into());
+}
+
+/// How a lane ends.
+enum End {
+    Finished,
+    /// Nothing that follows can be trusted.
+    Broken(String),
 }
 
 /// Reads until the lane ends; says why it did.
-async fn read_frames(connection: &Connection, recv: &mut RecvStream, decoder: &mut Decoder) -> String {
+async fn read_frames(connection: &Connection, recv: &mut RecvStream, decoder: &mut Decoder) -> End {
     let mut chunks = [const { Bytes::new() }; READ_CHUNKS];
     let (mut frames, mut wakers) = (Vec::new(), Vec::new());
     loop {
         let count = match recv.read_chunks(&mut chunks).await {
             Ok(Some(count)) => count,
-            Ok(None) => return "the node ended the lane".to_owned(),
-            Err(ReadError::ConnectionLost(error)) => return describe(&error),
-            Err(error) => return format!("the lane was reset: {error}"),
+            Ok(None) => return End::Finished,
+            Err(ReadError::ConnectionLost(error)) => return End::Broken(describe(&error)),
+            Err(error) => return End::Broken(format!("the lane was reset: {error}")),
         };
         for chunk in &mut chunks[..count] {
             decoder.feed(std::mem::take(chunk));
@@ -493,7 +528,7 @@ async fn read_frames(connection: &Connection, recv: &mut RecvStream, decoder: &m
                     Ok(None) => break,
                     Err(error) => {
                         connection.complete(&mut frames, &mut wakers);
-                        return format!("the node does not follow the protocol: {error}");
+                        return End::Broken(format!("the node does not follow the protocol: {error}"));
                     }
                 }
             }

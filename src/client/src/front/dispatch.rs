@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use generation_proto::reply::ReplyError;
-use generation_proto::{Class, Frame, Limits, Map, Operation, Reply, Request, RequestOptions, Status};
+use generation_proto::{Class, Frame, Map, Operation, Reply, Request, RequestOptions, Status};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::Instrument;
 
@@ -45,7 +45,7 @@ pub(crate) struct Settings {
 /// What all clones of a client share.
 pub(crate) struct Inner {
     pub(super) settings: Settings,
-    pool: Arc<Pool>,
+    pub(super) pool: Arc<Pool>,
     pub(super) routes: RwLock<Routes>,
     /// What was seen of each shard, as (epoch, index).
     seen: Mutex<Vec<(u32, u64)>>,
@@ -98,8 +98,9 @@ impl Answer {
         &self.connection.peer.addr
     }
 
-    pub(crate) fn limits(&self) -> Limits {
-        self.connection.peer.limits
+    /// Longest reply the node can make.
+    pub(crate) fn max_frame_len(&self) -> usize {
+        self.connection.peer.max_frame_len
     }
 
     /// The error for a body that cannot be read.

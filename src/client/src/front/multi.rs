@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use futures_util::stream;
-use generation_proto::limits::MAX_BATCH;
+use generation_proto::limits::{FRAME_OVERHEAD, MAX_BATCH};
 use generation_proto::reply::MultiResult;
 use generation_proto::request::{self, ItemList, KeyList};
 use generation_proto::{Class, Condition, Opcode, Operation, RequestOptions, Status};
@@ -399,8 +399,9 @@ impl<'s> Scatter<'s> {
             // Encoding and sending is driven from here; up to so many batches are on their way at a time.
             let mut gathered =
                 stream::iter(batches.into_iter().map(|batch| self.send(batch))).buffer_unordered(BATCHES_AT_ONCE);
-            while let Some((batch, outcome)) = gathered.next().await {
-                let mut wait = None;
+            while let Some((batch, outcome, full)) = gathered.next().await {
+                // What did not fit a full reply is asked for again at once.
+                let mut wait = full.then_some(Some(Duration::ZERO));
                 for (n, result) in batch.members.iter().copied().zip(outcome) {
                     // One decision for a batch: its keys fail together, and together they cost one retry.
                     if let Err(error) = &result
@@ -444,6 +445,8 @@ impl<'s> Scatter<'s> {
         } else {
             BATCH_KEYS
         };
+        let (limits, longest_frame) = self.inner.pool.limits();
+        let most_bytes = BATCH_BYTES.min(longest_frame.saturating_sub(FRAME_OVERHEAD));
         let routes = self.inner.read_routes();
         let mut targets: Vec<Option<Target>> = Vec::new();
         targets.resize_with(usize::from(routes.shards()), || None);
@@ -452,6 +455,11 @@ impl<'s> Scatter<'s> {
         let mut batches: Vec<Batch> = Vec::new();
         for &n in left {
             let item = self.source.item(n);
+            let (len, limit) = (item.value.len(), limits.max_value_len);
+            if len > limit {
+                results[n] = Some(Err(Rejected::ValueTooLarge { len, limit }.into()));
+                continue;
+            }
             let shard = routes.shard_of(item.key);
             let known = &mut targets[usize::from(shard)];
             if known.is_none() {
@@ -465,7 +473,7 @@ impl<'s> Scatter<'s> {
             let place = open.entry((target, per_shard.then_some(shard))).or_insert(usize::MAX);
             let fits = batches
                 .get(*place)
-                .is_some_and(|batch| batch.members.len() < most && batch.bytes + bytes <= BATCH_BYTES);
+                .is_some_and(|batch| batch.members.len() < most && batch.bytes + bytes <= most_bytes);
             if !fits {
                 *place = batches.len();
                 batches.push(Batch {
@@ -482,15 +490,18 @@ impl<'s> Scatter<'s> {
         batches
     }
 
-    async fn send(&self, batch: Batch) -> (Batch, Vec<Outcome>) {
-        let outcome = match self.exchange(&batch).await {
-            Ok(results) => results,
-            Err(error) => batch.members.iter().map(|_| Err(error.clone())).collect(),
-        };
-        (batch, outcome)
+    /// Sends a batch; its results, and whether there were fewer than it asked for because the reply was full.
+    async fn send(&self, batch: Batch) -> (Batch, Vec<Outcome>, bool) {
+        match self.exchange(&batch).await {
+            Ok((outcome, full)) => (batch, outcome, full),
+            Err(error) => {
+                let outcome = batch.members.iter().map(|_| Err(error.clone())).collect();
+                (batch, outcome, false)
+            }
+        }
     }
 
-    async fn exchange(&self, batch: &Batch) -> Result<Vec<Outcome>, Error> {
+    async fn exchange(&self, batch: &Batch) -> Result<(Vec<Outcome>, bool), Error> {
         let mut options = RequestOptions {
             condition: self.condition,
             ..RequestOptions::default()
@@ -517,7 +528,11 @@ impl<'s> Scatter<'s> {
             self.allowed,
         );
         match attempt.await {
-            Ok(answer) => self.results(batch, &answer),
+            Ok(answer) => {
+                let outcome = self.results(batch, &answer)?;
+                // A node answers `Busy` for the values that would make the frame too long.
+                Ok((outcome, answer.body().len() >= answer.max_frame_len() / 2))
+            }
             Err(failure) => Err(failure.error),
         }
     }
@@ -570,14 +585,6 @@ impl<'s> Scatter<'s> {
     }
 
     fn refused(&self, result: &MultiResult<'_>, answer: &Answer) -> Error {
-        let limits = answer.limits();
-        if result.status == Status::ValueTooLarge.code() {
-            return Rejected::InvalidArgument(format!(
-                "the value is longer than the node's limit of {} bytes (`max_value`)",
-                limits.max_value_len
-            ))
-            .into();
-        }
         Refusal {
             status: result.status,
             shard: result.shard,

@@ -14,7 +14,7 @@ use generation_proto::reply::HelloReply;
 use generation_proto::request::Hello;
 use generation_proto::{Decoder, Limits, Operation, Reply, Request, RequestOptions, Side, Status};
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ConnectionId, Endpoint, EndpointConfig, TokioRuntime, TransportConfig, VarInt};
+use quinn::{ConnectionId, Endpoint, EndpointConfig, MtuDiscoveryConfig, TokioRuntime, TransportConfig, VarInt};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -32,9 +32,14 @@ const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 /// What is kept for retransmission on a connection, in bytes.
 const SEND_WINDOW_BYTES: u64 = 16 << 20;
 /// Silence after which a connection is given up.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Silence after which a connection is probed, so that an idle one stays open and a dead node is noticed.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+const KEEP_ALIVE: Duration = Duration::from_secs(3);
+/// Round-trip time assumed before one is measured: a lost first packet is sent again after three of them.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
+/// Largest UDP payload that is probed for and accepted. Loopback and jumbo networks carry far more than 1,500 bytes, and a
+/// packet costs what it costs whatever its size.
+const MAX_UDP_PAYLOAD: u16 = 16_384;
 /// The name in TLS's server name indication. Nodes are known by their certificates' URI, so it carries no meaning.
 const SERVER_NAME: &str = "generation";
 
@@ -54,6 +59,8 @@ pub(crate) struct Pool {
     pace: RetryPolicy,
     random: Box<dyn Fn() -> u64 + Send + Sync>,
     state: Mutex<State>,
+    /// What the node that was connected to last accepts, and its longest frame: the nodes of a cluster have the same.
+    limits: Mutex<(Limits, usize)>,
 }
 
 #[derive(Default)]
@@ -99,7 +106,13 @@ impl Pool {
             pace,
             random,
             state: Mutex::new(State::default()),
+            limits: Mutex::new((Limits::default(), Limits::default().max_frame_len())),
         }
+    }
+
+    /// What the nodes accept, and their longest frame in bytes.
+    pub(crate) fn limits(&self) -> (Limits, usize) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connection to `key`, opened if need be; `node` is who should be there, if that is known. Another caller's attempt is
@@ -316,8 +329,9 @@ impl Pool {
             }
         };
         // From here on the node's own limits hold; it has nothing under way yet.
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = (peer.limits, peer.max_frame_len);
         let decoder = if decoder.buffered_len() == 0 {
-            Decoder::new(Side::Client, peer.max_frame_len)
+            Decoder::new(Side::Client, peer.longest_reply())
         } else {
             decoder
         };
@@ -368,7 +382,7 @@ impl Pool {
             core: hello.core,
             cores: hello.cores.max(1),
             limits,
-            max_frame_len: (hello.max_frame_len as usize).max(Limits::default().max_frame_len()),
+            max_frame_len: hello.max_frame_len as usize,
         })
     }
 
@@ -398,7 +412,11 @@ impl Pool {
             (Ipv4Addr::UNSPECIFIED, 0).into()
         };
         let socket = std::net::UdpSocket::bind(local)?;
-        let endpoint = Endpoint::new(EndpointConfig::default(), None, socket, Arc::new(TokioRuntime))?;
+        let mut config = EndpointConfig::default();
+        config
+            .max_udp_payload_size(MAX_UDP_PAYLOAD)
+            .expect("invariant: QUIC allows payloads from 1,200 bytes");
+        let endpoint = Endpoint::new(config, None, socket, Arc::new(TokioRuntime))?;
         state.endpoints.insert(place, endpoint.clone());
         Ok(endpoint)
     }
@@ -410,8 +428,12 @@ enum Found {
 }
 
 fn transport() -> TransportConfig {
+    let mut probing = MtuDiscoveryConfig::default();
+    probing.upper_bound(MAX_UDP_PAYLOAD);
     let mut transport = TransportConfig::default();
     transport
+        .mtu_discovery_config(Some(probing))
+        .initial_rtt(INITIAL_RTT)
         .max_concurrent_bidi_streams(VarInt::from_u32(0))
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
@@ -420,7 +442,7 @@ fn transport() -> TransportConfig {
         .send_window(SEND_WINDOW_BYTES)
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(
-            IDLE_TIMEOUT.try_into().expect("invariant: 30 s fit a QUIC time-out"),
+            IDLE_TIMEOUT.try_into().expect("invariant: 10 s fit a QUIC time-out"),
         ));
     transport
 }

@@ -314,3 +314,33 @@ async fn requests_can_be_spawned_and_the_client_shared() {
     }
     assert_eq!(client.in_flight(), 0);
 }
+
+#[tokio::test]
+async fn batches_keep_to_the_nodes_limits() {
+    let authority = Authority::new();
+    let node = FakeNode::start_limited(&authority, 10_000);
+    let client = authority.builder(&[&node]).connect().await.unwrap();
+    let items: Vec<_> = (0..500).map(|n| (format!("k{n}"), vec![7; 10_000])).collect();
+    for result in client.multi_put(&items).await {
+        result.unwrap();
+    }
+    let error = client.multi_put([("k", vec![7; 10_001])]).await.remove(0).unwrap_err();
+    assert_eq!(error.code(), "value_too_large");
+    assert_eq!(node.connections(), 2, "no frame was so large that the node hung up");
+}
+
+#[tokio::test]
+async fn values_that_do_not_fit_one_reply_come_in_several() {
+    let (_authority, node, client) = start().await;
+    let items: Vec<_> = (0..40u8).map(|n| (format!("{{tag}}{n}"), vec![n; 900_000])).collect();
+    for result in client.multi_put(&items).await {
+        result.unwrap();
+    }
+    let before = client.retries_left();
+    let read = client.multi_get(items.iter().map(|(key, _)| key)).await;
+    for ((_, value), read) in items.iter().zip(read) {
+        assert_eq!(read.unwrap().value().unwrap(), value);
+    }
+    assert!(node.count(Opcode::MultiGet) >= 40);
+    assert_eq!(client.retries_left(), before, "that is no failure");
+}

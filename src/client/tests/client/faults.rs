@@ -232,6 +232,29 @@ async fn a_lost_connection_is_opened_again() {
 }
 
 #[tokio::test]
+async fn what_was_answered_before_a_lane_ends_in_good_order_is_received() {
+    let (_authority, node, client) = start().await;
+    node.script(|request| match &request.key[..] {
+        b"k99" => Act::ServeAndFinish,
+        _ => Act::Serve,
+    });
+    let writes = (0..200).map(|n| client.put(format!("k{n}"), "v").send());
+    let results = futures_util::future::join_all(writes).await;
+    for (n, result) in results.iter().enumerate() {
+        match result {
+            Ok(_) => {}
+            Err(error) => {
+                assert!(n >= 100, "it was answered before the end: {error}");
+                assert_eq!(error.state(), State::InDoubt, "{error}");
+            }
+        }
+    }
+    node.script(|_| Act::Serve);
+    client.put("k", "v").await.unwrap();
+    assert_eq!(node.connections(), 2);
+}
+
+#[tokio::test]
 async fn requests_that_were_not_written_when_the_connection_broke_are_sent_again() {
     let (_authority, node, client) = start().await;
     client.put("k", "v").await.unwrap();

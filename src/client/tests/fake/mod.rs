@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::BytesMut;
 use generation_client::{Client, ClientBuilder, Credential};
+use generation_proto::limits::FRAME_OVERHEAD;
 use generation_proto::map::{Map, Node, NodeState, Replica, Shard};
 use generation_proto::options::{Moved, ReplyOptions};
 use generation_proto::reply::{self, HelloReply, MultiResult, Page, PageEntry, Reply, ReplyMeta, Stat};
@@ -126,6 +127,8 @@ pub(crate) enum Act {
     Close,
     /// Executes it and closes the connection.
     ServeAndClose,
+    /// Executes it, answers, and ends the stream in good order.
+    ServeAndFinish,
 }
 
 /// A request as a script sees it.
@@ -188,15 +191,28 @@ impl FakeNode {
     /// The same, with the entries of `other`, as if they were replicated.
     pub(crate) fn start_beside(authority: &Authority, id: u64, cores: u16, other: &Self) -> Self {
         let certificate = authority.issue(CLUSTER, &format!("node/{id}"));
-        Self::start_with(authority, id, cores, certificate, other.world.entries.clone())
+        Self::start_with(authority, id, cores, certificate, other.world.entries.clone(), 1 << 20)
+    }
+
+    /// The same, accepting values of so many bytes at most, instead of 1 MiB.
+    pub(crate) fn start_limited(authority: &Authority, max_value_len: usize) -> Self {
+        let certificate = authority.issue(CLUSTER, "node/1");
+        Self::start_with(authority, 1, 2, certificate, Arc::default(), max_value_len)
     }
 
     /// The same with any certificate.
     pub(crate) fn start_as(authority: &Authority, id: u64, cores: u16, certificate: Issued) -> Self {
-        Self::start_with(authority, id, cores, certificate, Arc::default())
+        Self::start_with(authority, id, cores, certificate, Arc::default(), 1 << 20)
     }
 
-    fn start_with(authority: &Authority, id: u64, cores: u16, certificate: Issued, entries: Arc<Entries>) -> Self {
+    fn start_with(
+        authority: &Authority,
+        id: u64,
+        cores: u16,
+        certificate: Issued,
+        entries: Arc<Entries>,
+        max_value_len: usize,
+    ) -> Self {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut roots = rustls::RootCertStore::empty();
         roots.add(CertificateDer::from(authority.certificate.clone())).unwrap();
@@ -233,7 +249,7 @@ impl FakeNode {
             slots: SlotTable::new(&Map::even_ranges(SHARDS), usize::from(SHARDS)).unwrap(),
             silent: Mutex::default(),
             limits: Limits {
-                max_value_len: 1 << 20,
+                max_value_len,
                 ..Limits::default()
             },
         });
@@ -417,6 +433,13 @@ async fn serve(
                     connection.close(7u32.into(), b"closed by the test");
                     return;
                 }
+                Act::ServeAndFinish => {
+                    let mut send = send.lock().await;
+                    send.write_chunk(out.freeze()).await.unwrap();
+                    send.finish().unwrap();
+                    let _ = recv.stop(4u32.into());
+                    return;
+                }
                 Act::Delay(delay) => {
                     let send = send.clone();
                     tokio::spawn(async move {
@@ -528,7 +551,12 @@ impl World {
                     let found = self.read(key);
                     let value = found.as_ref().map(|found| found.0.clone()).unwrap_or_default();
                     let (_, version, expires_at_ms) = found.clone().unwrap_or_default();
-                    let status = if found.is_some() { Status::Ok } else { Status::NotFound };
+                    let fits = body.len() + value.len() + FRAME_OVERHEAD <= self.limits.max_frame_len();
+                    let (status, value) = match found {
+                        _ if !fits => (Status::Busy, Vec::new()),
+                        Some(_) => (Status::Ok, value),
+                        None => (Status::NotFound, value),
+                    };
                     self.result(key, status, version, expires_at_ms, &value)
                         .encode(&mut body);
                 }
