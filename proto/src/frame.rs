@@ -13,9 +13,12 @@ pub const FLAG_REPLY: u8 = 0b0000_0001;
 /// Header flags that must be zero. A flag may change how the payload is read, so an unknown one cannot be skipped.
 pub const FLAGS_RESERVED: u8 = !FLAG_REPLY;
 
-/// Most bytes reserved ahead for a frame that has only been announced. Beyond it memory grows with what arrives, so a peer
-/// cannot make a node reserve megabytes by sending 16 bytes.
-const MAX_RESERVE: usize = 64 << 10;
+/// Most bytes reserved for a frame of which only a header has arrived. Beyond it memory grows in proportion to what arrives, so
+/// a peer cannot make a node reserve megabytes by sending 16 bytes.
+const MAX_RESERVE: usize = 4 << 10;
+
+/// Fewest bytes reserved for an unfinished frame: most requests fit, so that one cut inside its header is allocated for once.
+const MIN_RESERVE: usize = 256;
 
 /// The header of every frame, as it is on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -44,7 +47,8 @@ pub enum Side {
     Client,
 }
 
-/// A whole frame. The payload is a reference-counted slice of what was received, copied only where a frame straddled pieces.
+/// A whole frame. The payload is a reference-counted slice of what was received, copied only where a frame straddled pieces: a
+/// frame kept for long keeps the piece it came in, so a receiver that stores payloads copies them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
     /// The operation's code; it may be one this version does not know.
@@ -127,8 +131,8 @@ impl FrameError {
 /// Turns a byte stream into frames.
 ///
 /// Feed pieces as they arrive and drain all frames after each: a frame inside one piece is a slice of it, without a copy. A
-/// header is checked as soon as its 16 bytes are there, before any of its payload is kept. After an error the decoder stays
-/// in error.
+/// header is checked as soon as its 16 bytes are there, before any of its payload is kept. Work and memory are linear in what
+/// arrives, however it is cut. After an error the decoder stays in error and keeps nothing.
 ///
 /// ```
 /// use bytes::{Bytes, BytesMut};
@@ -150,10 +154,11 @@ impl FrameError {
 pub struct Decoder {
     side: Side,
     limit: u32,
+    /// What arrived before `piece` and is not given out: the begin of an unfinished frame, or more where pieces were fed
+    /// without being drained. Empty between frames otherwise.
+    partial: BytesMut,
     /// The piece being taken apart.
     piece: Bytes,
-    /// An unfinished frame, header included; empty between frames.
-    partial: BytesMut,
     failed: Option<FrameError>,
 }
 
@@ -165,41 +170,38 @@ impl Decoder {
         Self {
             side,
             limit,
-            piece: Bytes::new(),
             partial: BytesMut::new(),
+            piece: Bytes::new(),
             failed: None,
         }
     }
 
     /// Takes the next piece of the stream.
     pub fn feed(&mut self, piece: Bytes) {
-        if self.piece.is_empty() {
-            self.piece = piece;
-        } else {
-            // The caller fed twice without draining: join, so that order is kept.
-            let mut joined = BytesMut::with_capacity(self.piece.len() + piece.len());
-            joined.extend_from_slice(&self.piece);
-            joined.extend_from_slice(&piece);
-            self.piece = joined.freeze();
+        if self.failed.is_some() {
+            return;
         }
+        // Fed twice without draining: what is there goes first, at the end of a buffer that grows by doubling.
+        self.partial.extend_from_slice(&self.piece);
+        self.piece = piece;
     }
 
     /// The next whole frame, or `None` when more bytes are needed.
+    #[inline]
     pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
-        if let Some(error) = self.failed {
-            return Err(error);
+        if self.partial.is_empty()
+            && let Ok((header, _)) = Header::ref_from_prefix(&self.piece)
+            && let Some(end) = HEADER_LEN.checked_add(header.len.get() as usize)
+            && end <= self.piece.len()
+            && self.check(header).is_ok()
+        {
+            // The usual case: a frame that lies whole in the current piece.
+            let header = *header;
+            let mut payload = self.piece.split_to(end);
+            payload.advance(HEADER_LEN);
+            return Ok(Some(frame(&header, payload)));
         }
-        let frame = if self.partial.is_empty() {
-            self.whole_in_piece()
-        } else {
-            self.completed_partial()
-        };
-        if let Err(error) = frame {
-            self.failed = Some(error);
-            self.piece = Bytes::new();
-            self.partial = BytesMut::new();
-        }
-        frame
+        self.next_frame_slow()
     }
 
     /// Says whether the stream may end here: it may between frames only.
@@ -216,50 +218,65 @@ impl Decoder {
         self.partial.len() + self.piece.len()
     }
 
-    /// The usual case: a frame that lies whole in the current piece.
-    fn whole_in_piece(&mut self) -> Result<Option<Frame>, FrameError> {
-        let Ok((header, _)) = Header::ref_from_prefix(&self.piece) else {
-            self.partial.extend_from_slice(&self.piece);
-            self.piece = Bytes::new();
-            return Ok(None);
-        };
-        let header = *header;
-        self.check(&header)?;
-        let len = header.len.get() as usize;
-        if self.piece.len() < HEADER_LEN + len {
-            self.partial.reserve((HEADER_LEN + len).min(MAX_RESERVE));
-            self.partial.extend_from_slice(&self.piece);
-            self.piece = Bytes::new();
+    /// A frame that is not whole in the current piece, or is not legal.
+    fn next_frame_slow(&mut self) -> Result<Option<Frame>, FrameError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        if self.buffered_len() == 0 {
             return Ok(None);
         }
-        self.piece.advance(HEADER_LEN);
-        let payload = self.piece.split_to(len);
-        Ok(Some(frame(&header, payload)))
+        let frame = self.completed_partial();
+        if let Err(error) = frame {
+            self.failed = Some(error);
+            self.piece = Bytes::new();
+            self.partial = BytesMut::new();
+        }
+        frame
     }
 
-    /// A frame begun in an earlier piece: copy just what it lacks.
+    /// Copies what the first frame lacks in `partial`, and no more, so that the frames after it are taken from their piece.
     fn completed_partial(&mut self) -> Result<Option<Frame>, FrameError> {
         if !self.fill_partial(HEADER_LEN) {
             return Ok(None);
         }
         let (header, _) = Header::read_from_prefix(&self.partial).expect("invariant: filled to a header's length");
         self.check(&header)?;
-        let len = header.len.get() as usize;
-        if !self.fill_partial(HEADER_LEN + len) {
+        let end = HEADER_LEN + header.len.get() as usize;
+        if !self.fill_partial(end) {
             return Ok(None);
         }
-        self.partial.advance(HEADER_LEN);
-        Ok(Some(frame(&header, self.partial.split().freeze())))
+        let mut payload = self.partial.split_to(end);
+        payload.advance(HEADER_LEN);
+        if self.partial.is_empty() {
+            // Do not keep an allocation as large as this frame for a stream that may be idle from now on.
+            self.partial = BytesMut::new();
+        }
+        Ok(Some(frame(&header, payload.freeze())))
     }
 
     /// Moves bytes from the piece until `partial` has `len`; `false` when the piece ran out first.
     fn fill_partial(&mut self, len: usize) -> bool {
         let lacking = len.saturating_sub(self.partial.len()).min(self.piece.len());
-        self.partial.extend_from_slice(&self.piece[..lacking]);
-        self.piece.advance(lacking);
+        if lacking > 0 {
+            let kept = self.partial.len() + lacking;
+            if self.partial.capacity() < kept {
+                // Twice what is there, so that a frame in many pieces is copied a bounded number of times, but no more than
+                // the frame needs.
+                let ahead = (2 * kept).max(MAX_RESERVE).min(len.max(MIN_RESERVE));
+                self.partial.reserve(ahead - self.partial.len());
+            }
+            self.partial.extend_from_slice(&self.piece[..lacking]);
+            self.piece.advance(lacking);
+        }
+        if self.piece.is_empty() {
+            // The receive buffer behind it can go.
+            self.piece = Bytes::new();
+        }
         self.partial.len() >= len
     }
 
+    #[inline]
     fn check(&self, header: &Header) -> Result<(), FrameError> {
         let request_id = header.request_id.get();
         let len = header.len.get();
@@ -293,6 +310,7 @@ impl Decoder {
     }
 }
 
+#[inline]
 fn frame(header: &Header, payload: Bytes) -> Frame {
     Frame {
         opcode: header.opcode,
@@ -302,18 +320,18 @@ fn frame(header: &Header, payload: Bytes) -> Frame {
     }
 }
 
-/// Starts a frame at the end of `out`: the header with its lengths still open. Returns where it starts, for [`end_frame`].
-pub(crate) fn begin_frame(out: &mut BytesMut, opcode: u8, flags: u8, request_id: u64) -> usize {
-    let start = out.len();
-    let header = Header {
-        len: U32::ZERO,
+/// The header of a frame whose length is known or will be set by [`end_frame`].
+#[inline]
+pub(crate) fn header(opcode: u8, flags: u8, request_id: u64, options_len: usize, payload_len: usize) -> Header {
+    Header {
+        len: U32::new(u32::try_from(payload_len).expect("invariant: payload below 4 GiB by limits")),
         opcode,
         flags,
-        options_len: U16::ZERO,
+        options_len: U16::new(
+            u16::try_from(options_len).expect("invariant: options below 64 KiB by their 8-bit lengths"),
+        ),
         request_id: U64::new(request_id),
-    };
-    out.extend_from_slice(header.as_bytes());
-    start
+    }
 }
 
 /// Closes the frame begun at `start`: everything after its header is payload.

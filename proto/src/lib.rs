@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod close_code;
 pub mod frame;
 pub mod limits;
 pub mod map;
@@ -25,7 +26,7 @@ pub use limits::Limits;
 pub use map::{Map, SlotTable};
 pub use options::{Condition, Consistency, ReplyOptions, RequestOptions, Session};
 pub use reply::{Reply, ReplyMeta};
-pub use request::{Opcode, Operation, Request, RequestError};
+pub use request::{Hello, Opcode, Operation, Request, RequestError, Scan};
 pub use status::{Class, Status};
 
 /// The protocol's major version. Peers of different majors do not talk: `Hello` is answered with

@@ -32,13 +32,25 @@ pub const MAX_SHARDS: usize = 4096;
 pub const MAX_NODES: usize = 4096;
 
 /// Most replicas of one shard in a map (members, learners and leavers together).
-pub const MAX_REPLICAS: usize = 64;
+pub const MAX_REPLICAS: usize = 16;
+
+/// Smallest frame payload limit a node or a client may have, in bytes, however short the values it takes: a batch without values,
+/// its results, and every map fit.
+pub const MIN_FRAME_LIMIT: usize = (2 << 20) + FRAME_OVERHEAD;
 
 const _: () = assert!(
     MAX_VALUE_LEN + MAX_KEY_LEN + FRAME_OVERHEAD <= u32::MAX as usize,
     "a frame's 32-bit length must hold the largest entry"
 );
 const _: () = assert!(MAX_KEY_LEN <= u16::MAX as usize, "key lengths are 16-bit on the wire");
+const _: () = assert!(
+    MAX_BATCH * crate::reply::MultiResult::OVERHEAD + FRAME_OVERHEAD <= MIN_FRAME_LIMIT,
+    "the results of the largest batch must fit, for each key a refusal at least"
+);
+const _: () = assert!(
+    crate::map::MAX_ENCODED_LEN + FRAME_OVERHEAD <= MIN_FRAME_LIMIT,
+    "a client must be able to read every map"
+);
 const _: () = assert!(
     MAX_SHARDS <= SLOTS as usize,
     "a shard without a slot could never be addressed"
@@ -54,9 +66,14 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Largest frame payload (the header's `len`) that can be legal under these limits, in bytes.
+    /// Largest frame payload (the header's `len`) that can be legal under these limits, in bytes; in both directions.
     pub const fn max_frame_len(&self) -> usize {
-        self.max_key_len + self.max_value_len + FRAME_OVERHEAD
+        let entry = self.max_key_len + self.max_value_len + FRAME_OVERHEAD;
+        if entry > MIN_FRAME_LIMIT {
+            entry
+        } else {
+            MIN_FRAME_LIMIT
+        }
     }
 }
 

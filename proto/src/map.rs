@@ -6,7 +6,7 @@ use bytes::BytesMut;
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::limits::{MAX_NODES, MAX_REPLICAS, MAX_SHARDS, SLOTS};
+use crate::limits::{MAX_NAME_LEN, MAX_NODES, MAX_REPLICAS, MAX_SHARDS, SLOTS};
 use crate::slot::slot_of;
 use crate::wire::{take, take_bytes};
 
@@ -60,12 +60,12 @@ impl NodeState {
         }
     }
 
-    const fn from_code(code: u8) -> Option<Self> {
+    /// A state that a later minor version added reads as `Down`: a client that cannot tell what a node is doing keeps away.
+    const fn from_code(code: u8) -> Self {
         match code {
-            0 => Some(Self::Up),
-            1 => Some(Self::Down),
-            2 => Some(Self::Draining),
-            _ => None,
+            0 => Self::Up,
+            2 => Self::Draining,
+            _ => Self::Down,
         }
     }
 }
@@ -109,7 +109,7 @@ pub struct Replica {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum MapError {
-    /// The bytes end early, go on after the end, or hold a value out of range.
+    /// The bytes end early or hold a value out of range.
     #[error("the cluster map cannot be read: {0}")]
     Malformed(&'static str),
     /// The slot ranges leave a gap, overlap, or name a shard that does not exist.
@@ -170,6 +170,13 @@ struct ReplicaWire {
     core: U16,
     reserved: [u8; 6],
 }
+
+/// Most bytes a map takes, with every list at its limit.
+pub(crate) const MAX_ENCODED_LEN: usize = size_of::<MapHead>()
+    + MAX_NAME_LEN
+    + MAX_NODES * size_of::<NodeWire>()
+    + SLOTS as usize * size_of::<RangeWire>()
+    + MAX_SHARDS * (size_of::<ShardWire>() + MAX_REPLICAS * size_of::<ReplicaWire>());
 
 impl Map {
     /// Slots dealt out in equal runs over `shards` shards, in order; the first ones get one more where they do not divide.
@@ -253,13 +260,20 @@ impl Map {
         }
     }
 
-    /// Reads a map and validates it: a map that is `Ok` routes every key to a shard that exists.
+    /// Reads a map and validates it: a map that is `Ok` routes every key to a shard that exists. What a later minor version
+    /// appended is skipped.
     pub fn decode(bytes: &[u8]) -> Result<Self, MapError> {
         const CUT: MapError = MapError::Malformed("it ends early");
         let mut rest = bytes;
         let head: &MapHead = take(&mut rest).ok_or(CUT)?;
         if usize::from(head.nodes.get()) > MAX_NODES || usize::from(head.shards.get()) > MAX_SHARDS {
             return Err(MapError::Malformed("too many nodes or shards"));
+        }
+        if head.ranges.get() > SLOTS {
+            return Err(MapError::Malformed("more ranges than slots"));
+        }
+        if usize::from(head.cluster_len.get()) > MAX_NAME_LEN {
+            return Err(MapError::Malformed("the cluster's name is too long"));
         }
         let cluster = take_bytes(&mut rest, usize::from(head.cluster_len.get())).ok_or(CUT)?;
         let cluster =
@@ -275,7 +289,7 @@ impl Map {
                 id: wire.id.get(),
                 addr: SocketAddr::new(Ipv6Addr::from(wire.ip).to_canonical(), wire.port.get()),
                 cores: wire.cores.get(),
-                state: NodeState::from_code(wire.state).ok_or(MapError::Malformed("unknown state of a node"))?,
+                state: NodeState::from_code(wire.state),
             });
         }
         for _ in 0..head.ranges.get() {

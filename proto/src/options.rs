@@ -12,6 +12,9 @@ use crate::wire::take_bytes;
 /// Tags below this one must be understood, tags from it on may be ignored.
 pub const IGNORABLE: u8 = 0x80;
 
+/// Bytes of an option before its value: tag and length.
+const OPTION_HEAD: usize = 2;
+
 /// Tags of request options.
 pub mod request_tag {
     /// `u64`: time to live in milliseconds, more than 0.
@@ -128,9 +131,37 @@ pub struct RequestOptions {
 }
 
 impl RequestOptions {
-    /// Appends the options that are set; returns how many bytes.
-    pub(crate) fn encode(&self, out: &mut BytesMut) -> usize {
-        let start = out.len();
+    /// Bytes that [`Self::encode`] appends.
+    #[inline]
+    pub(crate) const fn encoded_len(&self) -> usize {
+        let mut len = 0;
+        if self.ttl_ms.is_some() {
+            len += OPTION_HEAD + 8;
+        }
+        len += match self.condition {
+            Condition::None => 0,
+            Condition::IfAbsent => OPTION_HEAD,
+            Condition::IfVersion(_) => OPTION_HEAD + 8,
+        };
+        len += match self.consistency {
+            Consistency::Linearizable => 0,
+            Consistency::Session { .. } => OPTION_HEAD + 15,
+            Consistency::Stale { .. } => OPTION_HEAD + 5,
+        };
+        if self.deadline_ms.is_some() {
+            len += OPTION_HEAD + 4;
+        }
+        if self.session.is_some() {
+            len += OPTION_HEAD + 32;
+        }
+        if self.map_epoch.is_some() {
+            len += OPTION_HEAD + 4;
+        }
+        len
+    }
+
+    /// Appends the options that are set.
+    pub(crate) fn encode(&self, out: &mut BytesMut) {
         if let Some(ttl_ms) = self.ttl_ms {
             put(out, request_tag::TTL, &ttl_ms.to_le_bytes());
         }
@@ -167,7 +198,6 @@ impl RequestOptions {
         if let Some(epoch) = self.map_epoch {
             put(out, request_tag::MAP_EPOCH, &epoch.to_le_bytes());
         }
-        out.len() - start
     }
 
     /// Reads the options and reports which were there, as a bit per tag (see [`bit`]).
@@ -324,9 +354,30 @@ impl<'a> ReplyOptions<'a> {
         }
     }
 
-    /// Appends the options that are set; returns how many bytes.
-    pub(crate) fn encode(&self, out: &mut BytesMut) -> usize {
-        let start = out.len();
+    /// Bytes that [`Self::encode`] appends.
+    #[inline]
+    pub(crate) fn encoded_len(&self) -> usize {
+        let mut len = 0;
+        if self.retry_after_ms.is_some() {
+            len += OPTION_HEAD + 4;
+        }
+        if self.moved.is_some() {
+            len += OPTION_HEAD + 22;
+        }
+        if self.expires_at_ms.is_some() {
+            len += OPTION_HEAD + 8;
+        }
+        if self.age_ms.is_some() {
+            len += OPTION_HEAD + 4;
+        }
+        if let Some(message) = self.message {
+            len += OPTION_HEAD + fitting(message).len();
+        }
+        len
+    }
+
+    /// Appends the options that are set.
+    pub(crate) fn encode(&self, out: &mut BytesMut) {
         if let Some(retry_after_ms) = self.retry_after_ms {
             put(out, reply_tag::RETRY_AFTER, &retry_after_ms.to_le_bytes());
         }
@@ -345,10 +396,8 @@ impl<'a> ReplyOptions<'a> {
             put(out, reply_tag::AGE, &age_ms.to_le_bytes());
         }
         if let Some(message) = self.message {
-            let end = message.floor_char_boundary(usize::from(u8::MAX));
-            put(out, reply_tag::MESSAGE, &message.as_bytes()[..end]);
+            put(out, reply_tag::MESSAGE, fitting(message).as_bytes());
         }
-        out.len() - start
     }
 
     /// Reads the options; unknown ones are skipped. `None` when they are cut short or a known one has a wrong length.
@@ -375,6 +424,11 @@ impl<'a> ReplyOptions<'a> {
         }
         Some(options)
     }
+}
+
+/// The part of a message that an option can hold.
+fn fitting(message: &str) -> &str {
+    &message[..message.floor_char_boundary(usize::from(u8::MAX))]
 }
 
 fn put(out: &mut BytesMut, tag: u8, value: &[u8]) {

@@ -28,6 +28,14 @@ struct MetaWire {
 
 const _: () = assert!(META_LEN == 32, "the fixed part is drawn as 32 bytes in PROTOCOL.md");
 
+/// Header and fixed part together: one copy into the buffer.
+#[derive(IntoBytes, Immutable, Unaligned)]
+#[repr(C)]
+struct ReplyHead {
+    header: frame::Header,
+    meta: MetaWire,
+}
+
 /// What every reply says beside its body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ReplyMeta {
@@ -115,10 +123,18 @@ impl<'a> Reply<'a> {
     /// # Panics
     /// When the whole is longer than a frame can be (4 GiB).
     pub fn encode(&self, out: &mut BytesMut) {
-        out.reserve(frame::HEADER_LEN + META_LEN + self.body.len());
-        let writer = ReplyWriter::begin(out, self.opcode, self.id, &self.meta, &self.options);
+        let options_len = self.options.encoded_len();
+        let payload_len = META_LEN + options_len + self.body.len();
+        let head = ReplyHead {
+            header: frame::header(self.opcode, FLAG_REPLY, self.id, options_len, payload_len),
+            meta: self.meta.wire(),
+        };
+        out.reserve(frame::HEADER_LEN + payload_len);
+        out.extend_from_slice(head.as_bytes());
+        if options_len > 0 {
+            self.options.encode(out);
+        }
         out.extend_from_slice(self.body);
-        writer.end(out);
     }
 
     /// Body of a successful `Incr`: the number it is now.
@@ -140,9 +156,14 @@ pub struct ReplyWriter {
 impl ReplyWriter {
     /// Appends header, fixed part and options.
     pub fn begin(out: &mut BytesMut, opcode: u8, id: u64, meta: &ReplyMeta, options: &ReplyOptions<'_>) -> Self {
-        let start = frame::begin_frame(out, opcode, FLAG_REPLY, id);
-        out.extend_from_slice(meta.wire().as_bytes());
-        let options_len = options.encode(out);
+        let start = out.len();
+        let options_len = options.encoded_len();
+        let head = ReplyHead {
+            header: frame::header(opcode, FLAG_REPLY, id, options_len, 0),
+            meta: meta.wire(),
+        };
+        out.extend_from_slice(head.as_bytes());
+        options.encode(out);
         Self { start, options_len }
     }
 

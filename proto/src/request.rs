@@ -375,6 +375,7 @@ impl RequestError {
 
 impl<'a> Request<'a> {
     /// Reads the request in `frame`, under `limits`.
+    #[inline]
     pub fn decode(frame: &'a Frame, limits: &Limits) -> Result<Self, RequestError> {
         let opcode = Opcode::from_code(frame.opcode).ok_or(RequestError::UnknownOperation { code: frame.opcode })?;
         let (options, body) = frame
@@ -400,14 +401,28 @@ impl<'a> Request<'a> {
     ///
     /// # Panics
     /// When a key is longer than [`crate::limits::MAX_KEY_LEN`] or the whole longer than a frame can be.
+    #[inline]
     pub fn encode(&self, out: &mut BytesMut) {
-        let start = frame::begin_frame(out, self.operation.opcode().code(), 0, self.id);
-        let options_len = self.options.encode(out);
+        let options_len = self.options.encoded_len();
+        let payload_len = options_len + self.operation.body_len();
+        let header = frame::header(self.operation.opcode().code(), 0, self.id, options_len, payload_len);
+        out.reserve(frame::HEADER_LEN + payload_len);
+        let end = out.len() + frame::HEADER_LEN + payload_len;
+        out.extend_from_slice(header.as_bytes());
+        if options_len > 0 {
+            self.options.encode(out);
+        }
         self.operation.encode(out);
-        frame::end_frame(out, start, options_len);
+        debug_assert_eq!(
+            out.len(),
+            end,
+            "the lengths of {:?} were added up wrongly",
+            self.operation.opcode()
+        );
     }
 }
 
+#[cold]
 fn decode_options(opcode: Opcode, bytes: &[u8]) -> Result<RequestOptions, RequestError> {
     let (options, seen) = RequestOptions::decode(bytes)?;
     let foreign = seen & !opcode.options();
@@ -514,6 +529,23 @@ impl<'a> Operation<'a> {
         if rest.is_empty() { Ok(operation) } else { Err(cut) }
     }
 
+    /// Bytes that [`Self::encode`] appends.
+    #[inline]
+    const fn body_len(&self) -> usize {
+        match *self {
+            Self::Hello(hello) => size_of::<HelloHead>() + hello.name.len(),
+            Self::Ping { payload } => payload.len(),
+            Self::Map | Self::Stats => 0,
+            Self::Get { key } | Self::Delete { key } | Self::Touch { key } => key.len(),
+            Self::Incr { key, .. } => size_of::<I64>() + key.len(),
+            Self::Put { key, value } => size_of::<U16>() + key.len() + value.len(),
+            Self::MultiGet(list) | Self::MultiDelete(list) => size_of::<U32>() + list.bytes.len(),
+            Self::MultiPut(list) => size_of::<U32>() + list.bytes.len(),
+            Self::Keys(scan) | Self::Entries(scan) => size_of::<ScanHead>() + scan.prefix.len(),
+        }
+    }
+
+    #[inline]
     fn encode(&self, out: &mut BytesMut) {
         match *self {
             Self::Hello(hello) => {

@@ -22,6 +22,12 @@ pub fn slot_of(key: &[u8]) -> u16 {
 
 /// The part of `key` that decides its slot.
 fn hash_tag(key: &[u8]) -> &[u8] {
+    // Most keys have no tag, and `contains` looks at eight bytes at a time where `position` looks at one.
+    if key.contains(&b'{') { tag_within(key) } else { key }
+}
+
+#[cold]
+fn tag_within(key: &[u8]) -> &[u8] {
     let Some(open) = key.iter().position(|&byte| byte == b'{') else {
         return key;
     };

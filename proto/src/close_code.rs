@@ -1,0 +1,24 @@
+//! QUIC application error codes with which a node closes a connection (RFC 9000, section 20.2). The numbers are stable.
+
+/// The connection is closed in good order.
+pub const NONE: u32 = 0;
+/// The peer sent what cannot be read as frames; what follows cannot be trusted.
+pub const PROTOCOL: u32 = 1;
+/// The peer's certificate names nobody this node serves.
+pub const UNAUTHORIZED: u32 = 2;
+/// The peer did not say `Hello`, or did not finish what it began, in time.
+pub const TIMEOUT: u32 = 3;
+/// The node is stopping.
+pub const SHUTTING_DOWN: u32 = 4;
+/// The peer speaks another major version of the protocol.
+pub const VERSION: u32 = 5;
+
+/// Every code with its name, in order.
+pub const ALL: &[(u32, &str)] = &[
+    (NONE, "none"),
+    (PROTOCOL, "protocol"),
+    (UNAUTHORIZED, "unauthorized"),
+    (TIMEOUT, "timeout"),
+    (SHUTTING_DOWN, "shutting down"),
+    (VERSION, "version"),
+];
