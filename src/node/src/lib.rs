@@ -29,4 +29,5 @@ pub mod stats;
 mod streams;
 
 pub use config::{Authorize, CoreConfig, Identity, NodeLimits, Role, close_code};
+pub use generation_engine::{MAX_VALUE_BYTES, Policy, ShardConfig};
 pub use reactor::run;

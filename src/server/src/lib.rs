@@ -4,7 +4,11 @@
 //! What it does not do: it knows nothing of keys, shards or frames. Replacing glommio touches this crate alone.
 
 pub mod cli;
+pub mod config;
 pub mod env;
 pub mod executors;
+pub mod logging;
 pub mod net;
+pub mod node;
+pub mod preflight;
 pub mod tls;

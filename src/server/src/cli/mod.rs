@@ -7,8 +7,11 @@ pub mod certs;
 pub mod client_config;
 pub mod cluster;
 pub mod completions;
+pub mod dev;
 pub mod exit;
 pub mod kv;
+mod running;
+pub mod serve;
 
 use std::process::ExitCode;
 
@@ -43,6 +46,10 @@ pub struct Globals {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Start a node to try things on, with throw-away certificates.
+    Dev(dev::Args),
+    /// Run a node by a configuration file.
+    Serve(serve::Args),
     /// Make a certificate authority and sign certificates for nodes, clients and administrators.
     Certs(certs::Args),
     /// Read and write entries.
@@ -67,6 +74,8 @@ pub fn main() -> ExitCode {
     };
     let globals = cli.globals;
     let result = match cli.command {
+        Command::Dev(args) => dev::run(&args, &globals),
+        Command::Serve(args) => serve::run(&args, &globals),
         Command::Certs(args) => certs::run(&args, &globals),
         Command::Kv(args) => kv::run(&args, &globals),
         Command::Completions(args) => completions::run(&args),

@@ -1,0 +1,118 @@
+//! `generation serve`: one node, by a configuration file.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+
+use super::{Exit, Failure, Globals, running};
+use crate::config::{self, Config};
+use crate::node::NodeError;
+use crate::{logging, preflight};
+
+/// Options of `generation serve`. Those that are also keys of the configuration file win over it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:\n  \
+    generation serve --print-default-config > node.toml     # a documented file to begin with\n  \
+    generation serve --config node.toml --check-config      # says what is wrong with it, and what the machine lacks\n  \
+    generation serve --config node.toml\n\n\
+    SIGTERM and SIGINT stop the node gracefully. SIGHUP makes it read its certificates again.")]
+pub struct Args {
+    /// Configuration file (TOML).
+    #[arg(long, value_name = "FILE", required_unless_present = "print_default_config")]
+    config: Option<PathBuf>,
+    /// Print the documented default configuration and exit.
+    #[arg(long)]
+    print_default_config: bool,
+    /// Check the configuration, the certificates and the machine, and exit.
+    #[arg(long)]
+    check_config: bool,
+    /// Address and UDP port to listen on.
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// Address and port clients are told.
+    #[arg(long, value_name = "ADDR:PORT")]
+    advertise: Option<SocketAddr>,
+    /// Directory for what outlives the process.
+    #[arg(long, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
+    /// Cores to serve with.
+    #[arg(long)]
+    cores: Option<u16>,
+    /// Number of shards.
+    #[arg(long)]
+    shards: Option<u16>,
+    /// Bytes of entries the node holds, such as 256MiB.
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<ByteSize>,
+    /// Entries the node holds at most.
+    #[arg(long, value_name = "N")]
+    max_records: Option<u64>,
+    /// What is logged, such as `info` or `info,generation_node=debug`.
+    #[arg(long, value_name = "FILTER")]
+    log: Option<String>,
+}
+
+/// Runs `generation serve`.
+pub fn run(args: &Args, globals: &Globals) -> Result<Exit, Failure> {
+    if args.print_default_config {
+        return print(config::DEFAULT);
+    }
+    let path = args
+        .config
+        .clone()
+        .ok_or_else(|| Failure::usage("--config is missing"))?;
+    let mut config = Config::load(&path).map_err(|error| Failure::from(NodeError::from(error)))?;
+    override_with(&mut config, args);
+    if args.check_config {
+        config.validate().map_err(NodeError::from)?;
+        preflight::check(&config, config.cores_of(preflight::processors())).map_err(NodeError::from)?;
+        let material = crate::tls::load::load(&config.tls_files()).map_err(NodeError::from)?;
+        return print(&if globals.json {
+            format!(
+                "{}\n",
+                serde_json::json!({ "ok": true, "identity": material.identity.to_string() })
+            )
+        } else {
+            format!("{}: good, for {}\n", path.display(), material.identity)
+        });
+    }
+    logging::start(&config.log).map_err(Failure::usage)?;
+    let json = globals.json;
+    running::run(&config, None, |node| {
+        if json {
+            let (id, address) = (node.id(), node.address.to_string());
+            let nodes = [serde_json::json!({ "id": id, "addr": address, "pid": std::process::id() })];
+            print(&format!("{}\n", serde_json::json!({ "ready": true, "nodes": nodes })))?;
+        }
+        Ok(())
+    })
+}
+
+fn override_with(config: &mut Config, args: &Args) {
+    if let Some(listen) = args.listen {
+        config.listen = listen;
+    }
+    if let Some(data_dir) = &args.data_dir {
+        config.data_dir.clone_from(data_dir);
+    }
+    config.advertise = args.advertise.or(config.advertise);
+    config.cores = args.cores.or(config.cores);
+    config.shards = args.shards.unwrap_or(config.shards);
+    config.memory.budget = args.memory.unwrap_or(config.memory.budget);
+    config.memory.max_records = args.max_records.or(config.memory.max_records);
+    if let Some(filter) = &args.log {
+        config.log.filter.clone_from(filter);
+    }
+}
+
+/// Prints to standard output, at once.
+pub(super) fn print(text: &str) -> Result<Exit, Failure> {
+    let mut output = std::io::stdout();
+    output
+        .write_all(text.as_bytes())
+        .and_then(|()| output.flush())
+        .map_err(|error| Failure::new(Exit::Rejected, format!("cannot write to standard output: {error}")))?;
+    Ok(Exit::Ok)
+}
