@@ -7,19 +7,21 @@
 //! Invariants:
 //! - What is unanswered is bounded by `IN_FLIGHT` permits of `PERMIT_BYTES` each; beyond that callers wait.
 //! - A future that is dropped leaves no entry behind. Where its request is still in the buffer its permits follow it out.
-//! - When the connection ends, each request learns whether it was handed to QUIC: only then can it have been executed.
+//! - When the connection ends, each request learns whether it can have been executed: if it was handed to QUIC, unless the node
+//!   stopped in good order, which it does only after it has answered what it took (close code `shutting down`).
 
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use generation_proto::{Decoder, Frame, Limits, Side};
+use generation_proto::{Decoder, Frame, Limits, Side, close_code};
 use quinn::{ReadError, RecvStream, SendStream, VarInt};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use crate::core::pending::Pending;
 
@@ -37,6 +39,12 @@ const READ_CHUNKS: usize = 32;
 pub(crate) const LARGE_REQUEST_BYTES: usize = 64 << 10;
 /// Code with which a stream is given up whose request nobody waits for any more.
 const CANCELLED: VarInt = VarInt::from_u32(1);
+/// Codes a connection is closed with.
+const NONE: VarInt = VarInt::from_u32(close_code::NONE);
+const PROTOCOL: VarInt = VarInt::from_u32(close_code::PROTOCOL);
+const SHUTTING_DOWN: VarInt = VarInt::from_u32(close_code::SHUTTING_DOWN);
+/// How long a node that has ended a stream may take to say why.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// What the node said of itself in its answer to `Hello`.
 #[derive(Debug, Clone)]
@@ -61,8 +69,8 @@ impl Peer {
 /// Why a request has no reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Loss {
-    /// The connection ended before the request was handed to QUIC.
-    NotWritten(Arc<str>),
+    /// The connection ended before the request was handed to QUIC, or the node stopped without having taken it.
+    NotExecuted(Arc<str>),
     /// The connection ended afterwards.
     Lost(Arc<str>),
     /// Time ran out; `queued` tells whether the request may still go out, or has.
@@ -142,8 +150,9 @@ impl Connection {
             sweeper: Notify::new(),
             open: AtomicBool::new(true),
         });
+        let stopped = send.stopped();
         tokio::spawn(write_lane(connection.clone(), send));
-        tokio::spawn(read_lane(connection.clone(), recv, decoder));
+        tokio::spawn(read_lane(connection.clone(), stopped, recv, decoder));
         tokio::spawn(sweep(connection.clone()));
         connection
     }
@@ -177,12 +186,18 @@ impl Connection {
         let opened = timeout_at(deadline, self.quic.open_bi()).await;
         let (send, mut recv) = match opened {
             Ok(Ok(streams)) => streams,
-            Ok(Err(error)) => return Err(Loss::NotWritten(self.reason(&error))),
+            Ok(Err(error)) => return Err(Loss::NotExecuted(self.reason(&error))),
             Err(_) => return Err(Loss::TimedOut { queued: false }),
         };
         let mut send = CancelOnDrop(Some(send));
         let exchange = async {
-            send.write(request.freeze()).await.map_err(|error| error.to_string())?;
+            if let Err(error) = send.write(request.freeze()).await {
+                // A node that is stopping says so on every stream; what it had not read whole it has not executed.
+                return Err(match error {
+                    quinn::WriteError::Stopped(code) if code == SHUTTING_DOWN => NoFrame::Ended,
+                    other => NoFrame::Broken(other.to_string()),
+                });
+            }
             let mut decoder = Decoder::new(Side::Client, self.peer.longest_reply());
             next_frame(&mut recv, &mut decoder).await
         };
@@ -192,7 +207,14 @@ impl Connection {
         }
         match reply {
             Ok(Ok(frame)) => Ok(frame),
-            Ok(Err(reason)) => Err(Loss::Lost(match self.quic.close_reason() {
+            Ok(Err(NoFrame::Ended)) => {
+                let wait = deadline.min(Instant::now() + LAST_WORD);
+                match timeout_at(wait, self.is_shut_down()).await {
+                    Ok(()) => Err(Loss::NotExecuted("the node is shutting down".into())),
+                    Err(_) => Err(Loss::Lost("the node ended the stream without a reply".into())),
+                }
+            }
+            Ok(Err(NoFrame::Broken(reason))) => Err(Loss::Lost(match self.quic.close_reason() {
                 Some(error) => self.reason(&error),
                 None => reason.into(),
             })),
@@ -207,13 +229,21 @@ impl Connection {
 
     /// Ends the connection; unanswered requests learn it.
     pub(crate) fn close(&self, reason: &str) {
-        self.quic.close(VarInt::from_u32(0), reason.as_bytes());
-        self.fail(&reason.into());
+        self.quic.close(NONE, reason.as_bytes());
+        self.fail(&reason.into(), false);
     }
 
     /// Completes when QUIC has closed too.
     pub(crate) async fn closed(&self) {
         self.quic.closed().await;
+    }
+
+    /// Completes when the node has closed the connection because it is stopping; never, if it does so for another reason.
+    async fn is_shut_down(&self) {
+        match self.quic.closed().await {
+            quinn::ConnectionError::ApplicationClosed(close) if close.error_code == SHUTTING_DOWN => {}
+            _ => std::future::pending().await,
+        }
     }
 
     fn reason(&self, error: &quinn::ConnectionError) -> Arc<str> {
@@ -231,7 +261,7 @@ impl Connection {
         }
         match timeout_at(deadline, self.permits.acquire_many(permits)).await {
             Ok(Ok(permit)) => Ok(permit),
-            Ok(Err(_)) => Err(Loss::NotWritten(self.closed_reason())),
+            Ok(Err(_)) => Err(Loss::NotExecuted(self.closed_reason())),
             Err(_) => Err(Loss::TimedOut { queued: false }),
         }
     }
@@ -249,7 +279,7 @@ impl Connection {
         let mut guard = self.lock();
         let state = &mut *guard;
         if let Some(reason) = &state.closed {
-            return Err(Loss::NotWritten(reason.clone()));
+            return Err(Loss::NotExecuted(reason.clone()));
         }
         let id = state.pending.next_id();
         if state.out.capacity() - state.out.len() < 1024 {
@@ -324,7 +354,7 @@ impl Connection {
         let batch = state.batch;
         let mut wakers: Vec<Waker> = state.writer.take().into_iter().collect();
         for waiting in state.pending.iter_mut().filter(|waiting| waiting.batch >= batch) {
-            wakers.extend(waiting.finish(Err(Loss::NotWritten(reason.clone()))));
+            wakers.extend(waiting.finish(Err(Loss::NotExecuted(reason.clone()))));
         }
         state.out = BytesMut::new();
         state.closed.get_or_insert_with(|| reason.clone());
@@ -335,8 +365,8 @@ impl Connection {
         }
     }
 
-    /// Ends every request on the lane: no reply will come.
-    fn fail(&self, reason: &Arc<str>) {
+    /// Ends every request on the lane: no reply will come. `refused`: the node has not executed what it did not answer.
+    fn fail(&self, reason: &Arc<str>, refused: bool) {
         self.stop_sending(reason);
         let mut state = self.lock();
         if std::mem::replace(&mut state.ended, true) {
@@ -345,7 +375,12 @@ impl Connection {
         tracing::debug!(peer = %self.peer.addr, core = self.peer.core, %reason, "connection ended");
         let mut wakers = Vec::new();
         for waiting in state.pending.iter_mut() {
-            wakers.extend(waiting.finish(Err(Loss::Lost(reason.clone()))));
+            let loss = if refused {
+                Loss::NotExecuted(reason.clone())
+            } else {
+                Loss::Lost(reason.clone())
+            };
+            wakers.extend(waiting.finish(Err(loss)));
         }
         drop(state);
         self.sweeper.notify_one();
@@ -490,23 +525,39 @@ async fn write_lane(connection: Arc<Connection>, mut send: SendStream) {
     }
 }
 
-async fn read_lane(connection: Arc<Connection>, mut recv: RecvStream, mut decoder: Decoder) {
-    let reason = match read_frames(&connection, &mut recv, &mut decoder).await {
+async fn read_lane(
+    connection: Arc<Connection>,
+    stopped: impl Future<Output = Result<Option<VarInt>, quinn::StoppedError>>,
+    mut recv: RecvStream,
+    mut decoder: Decoder,
+) {
+    match read_frames(&connection, &mut recv, &mut decoder).await {
         // The node has said all it had to say here. Replies on other streams may still be on their way.
-        End::Finished => "the node ended the connection in good order".to_owned(),
-        End::Broken(reason) => {
-            connection.quic.close(VarInt::from_u32(0), b"");
-            reason
+        End::Finished => {
+            let refused = tokio::select! {
+                code = stopped => matches!(code, Ok(Some(code)) if code == SHUTTING_DOWN),
+                () = connection.is_shut_down() => true,
+                () = sleep(LAST_WORD) => false,
+            };
+            let reason = if refused {
+                "the node is shutting down"
+            } else {
+                "the node ended the lane"
+            };
+            connection.fail(&reason.into(), refused);
         }
-    };
-    connection.fail(&reason.into());
+        End::Broken(code, reason) => {
+            connection.quic.close(code, b"");
+            connection.fail(&reason.into(), false);
+        }
+    }
 }
 
 /// How a lane ends.
 enum End {
     Finished,
-    /// Nothing that follows can be trusted.
-    Broken(String),
+    /// Nothing that follows can be trusted. With what code to close, and why.
+    Broken(VarInt, String),
 }
 
 /// Reads until the lane ends; says why it did.
@@ -517,8 +568,8 @@ async fn read_frames(connection: &Connection, recv: &mut RecvStream, decoder: &m
         let count = match recv.read_chunks(&mut chunks).await {
             Ok(Some(count)) => count,
             Ok(None) => return End::Finished,
-            Err(ReadError::ConnectionLost(error)) => return End::Broken(describe(&error)),
-            Err(error) => return End::Broken(format!("the lane was reset: {error}")),
+            Err(ReadError::ConnectionLost(error)) => return End::Broken(NONE, describe(&error)),
+            Err(error) => return End::Broken(NONE, format!("the lane was reset: {error}")),
         };
         for chunk in &mut chunks[..count] {
             decoder.feed(std::mem::take(chunk));
@@ -528,7 +579,7 @@ async fn read_frames(connection: &Connection, recv: &mut RecvStream, decoder: &m
                     Ok(None) => break,
                     Err(error) => {
                         connection.complete(&mut frames, &mut wakers);
-                        return End::Broken(format!("the node does not follow the protocol: {error}"));
+                        return End::Broken(PROTOCOL, format!("the node does not follow the protocol: {error}"));
                     }
                 }
             }
@@ -550,18 +601,29 @@ async fn sweep(connection: Arc<Connection>) {
     }
 }
 
+/// Why a stream gave no frame.
+pub(crate) enum NoFrame {
+    /// The node ended it.
+    Ended,
+    Broken(String),
+}
+
 /// The next frame of a stream that is read by one request alone.
-pub(crate) async fn next_frame(recv: &mut RecvStream, decoder: &mut Decoder) -> Result<Frame, String> {
+pub(crate) async fn next_frame(recv: &mut RecvStream, decoder: &mut Decoder) -> Result<Frame, NoFrame> {
     loop {
         match decoder.next_frame() {
             Ok(Some(frame)) => return Ok(frame),
             Ok(None) => {}
-            Err(error) => return Err(format!("the node does not follow the protocol: {error}")),
+            Err(error) => {
+                return Err(NoFrame::Broken(format!(
+                    "the node does not follow the protocol: {error}"
+                )));
+            }
         }
         match recv.read_chunk(usize::MAX, true).await {
             Ok(Some(chunk)) => decoder.feed(chunk.bytes),
-            Ok(None) => return Err("the node ended the stream without a reply".to_owned()),
-            Err(error) => return Err(error.to_string()),
+            Ok(None) => return Err(NoFrame::Ended),
+            Err(error) => return Err(NoFrame::Broken(error.to_string())),
         }
     }
 }
@@ -571,7 +633,11 @@ pub(crate) fn describe(error: &quinn::ConnectionError) -> String {
     use quinn::ConnectionError as E;
     match error {
         E::ApplicationClosed(close) if close.reason.is_empty() => {
-            format!("closed by the node, code {}", close.error_code)
+            let code = close.error_code.into_inner();
+            match close_code::ALL.iter().find(|(known, _)| u64::from(*known) == code) {
+                Some((_, name)) => format!("closed by the node: {name}"),
+                None => format!("closed by the node, code {code}"),
+            }
         }
         E::ApplicationClosed(close) => format!("closed by the node: {}", String::from_utf8_lossy(&close.reason)),
         E::ConnectionClosed(close) => format!("aborted by the node: {close}"),

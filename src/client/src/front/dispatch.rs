@@ -386,7 +386,9 @@ impl Inner {
         let is_write = opcode.is_write();
         let peer = connection.peer.addr.as_str();
         let reply = Reply::decode(&frame).map_err(|error| protocol_error(peer, is_write, &error.to_string()))?;
-        if reply.opcode != opcode.code() {
+        // A frame that the node could not read is refused under opcode 0.
+        let is_refusal = reply.opcode == 0 && Status::class_of_code(reply.meta.status) == Class::Rejected;
+        if reply.opcode != opcode.code() && !is_refusal {
             return Err(protocol_error(peer, is_write, "the reply is to another operation").into());
         }
         if reply.meta.map_epoch > self.read_routes().epoch() {
@@ -661,7 +663,7 @@ pub(crate) fn lost(loss: Loss, peer: &str, is_write: bool, allowed: Duration) ->
             reason: reason.as_ref().into(),
         }
         .into(),
-        Loss::Lost(reason) | Loss::NotWritten(reason) => NotSent::ConnectionLost {
+        Loss::Lost(reason) | Loss::NotExecuted(reason) => NotSent::ConnectionLost {
             peer: peer.to_owned(),
             reason: reason.as_ref().into(),
         }

@@ -12,13 +12,13 @@ use std::time::Duration;
 use bytes::BytesMut;
 use generation_proto::reply::HelloReply;
 use generation_proto::request::Hello;
-use generation_proto::{Decoder, Limits, Operation, Reply, Request, RequestOptions, Side, Status};
+use generation_proto::{Decoder, Limits, Operation, Reply, Request, RequestOptions, Side, Status, close_code};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionId, Endpoint, EndpointConfig, MtuDiscoveryConfig, TokioRuntime, TransportConfig, VarInt};
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::connection::{Connection, Peer, describe, next_frame};
+use super::connection::{Connection, NoFrame, Peer, describe, next_frame};
 use super::tls::{Identity, Refused};
 use crate::core::error::{ConnectError, Error, NotSent};
 use crate::core::retry::{RetryPolicy, backoff, jittered};
@@ -305,21 +305,27 @@ impl Pool {
         }
         .encode(&mut hello);
         let exchange = async {
-            send.write_chunk(hello.freeze())
-                .await
-                .map_err(|error| error.to_string())?;
+            let written = send.write_chunk(hello.freeze()).await;
+            written.map_err(|error| NoFrame::Broken(error.to_string()))?;
             let mut decoder = Decoder::new(Side::Client, Limits::default().max_frame_len());
             let frame = next_frame(&mut recv, &mut decoder).await?;
-            Ok::<_, String>((frame, decoder))
+            Ok::<_, NoFrame>((frame, decoder))
         };
         // A node that refuses the client's certificate says so after the client's side of the handshake is over.
-        let (frame, decoder) = exchange.await.map_err(|reason| match quic.close_reason() {
-            Some(error) => explain(peer, &error),
-            None => ConnectError::Handshake {
-                peer: peer.to_owned(),
-                reason,
-            },
-        })?;
+        let (frame, decoder) = match exchange.await {
+            Ok(answer) => answer,
+            // Why is in the packet that closes the connection, which follows.
+            Err(NoFrame::Ended) => return Err(explain(peer, &quic.closed().await)),
+            Err(NoFrame::Broken(reason)) => {
+                return Err(match quic.close_reason() {
+                    Some(error) => explain(peer, &error),
+                    None => ConnectError::Handshake {
+                        peer: peer.to_owned(),
+                        reason,
+                    },
+                });
+            }
+        };
         let answer = self.read_hello(peer, &frame);
         let peer = match answer {
             Ok(peer) => peer,
@@ -468,6 +474,14 @@ fn explain(peer: &str, error: &quinn::ConnectionError) -> ConnectError {
             peer,
             after: IDLE_TIMEOUT,
         },
+        E::ApplicationClosed(close) if is_code(close, close_code::UNAUTHORIZED) => ConnectError::ClientCertificate {
+            peer,
+            reason: String::from_utf8_lossy(&close.reason).into_owned(),
+        },
+        E::ApplicationClosed(close) if is_code(close, close_code::VERSION) => ConnectError::Version {
+            peer,
+            reason: String::from_utf8_lossy(&close.reason).into_owned(),
+        },
         E::ConnectionClosed(close) => {
             let code = u64::from(close.error_code);
             let Some(alert) = code.checked_sub(0x100).filter(|alert| *alert <= 0xff) else {
@@ -502,6 +516,10 @@ fn explain(peer: &str, error: &quinn::ConnectionError) -> ConnectError {
             reason: describe(other),
         },
     }
+}
+
+fn is_code(close: &quinn::ApplicationClose, code: u32) -> bool {
+    close.error_code == VarInt::from_u32(code)
 }
 
 fn client_certificate_alert(alert: u64) -> Option<&'static str> {

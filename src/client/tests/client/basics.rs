@@ -341,6 +341,6 @@ async fn values_that_do_not_fit_one_reply_come_in_several() {
     for ((_, value), read) in items.iter().zip(read) {
         assert_eq!(read.unwrap().value().unwrap(), value);
     }
-    assert!(node.count(Opcode::MultiGet) >= 40);
+    assert!(node.count(Opcode::MultiGet) >= 10, "a few at a time");
     assert_eq!(client.retries_left(), before, "that is no failure");
 }

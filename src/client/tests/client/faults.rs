@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use generation_client::{Client, Error, InDoubt, NotSent, RetryPolicy, State};
 use generation_proto::options::{Moved, ReplyOptions};
-use generation_proto::{Opcode, Status};
+use generation_proto::{Opcode, Status, close_code};
 
 use crate::fake::{Act, Authority, FakeNode, key_of_shard, map_of};
 use crate::until;
@@ -233,25 +233,29 @@ async fn a_lost_connection_is_opened_again() {
 
 #[tokio::test]
 async fn what_was_answered_before_a_lane_ends_in_good_order_is_received() {
-    let (_authority, node, client) = start().await;
-    node.script(|request| match &request.key[..] {
-        b"k99" => Act::ServeAndFinish,
-        _ => Act::Serve,
-    });
-    let writes = (0..200).map(|n| client.put(format!("k{n}"), "v").send());
-    let results = futures_util::future::join_all(writes).await;
-    for (n, result) in results.iter().enumerate() {
-        match result {
-            Ok(_) => {}
-            Err(error) => {
-                assert!(n >= 100, "it was answered before the end: {error}");
-                assert_eq!(error.state(), State::InDoubt, "{error}");
+    for (code, in_doubt) in [(close_code::SHUTTING_DOWN, false), (close_code::NONE, true)] {
+        let (_authority, node, client) = start().await;
+        node.script(move |request| match &request.key[..] {
+            b"k99" => Act::ServeAndFinish(code),
+            _ => Act::Serve,
+        });
+        let writes = (0..200).map(|n| client.put(format!("k{n}"), "v").send());
+        let results = futures_util::future::join_all(writes).await;
+        for (n, result) in results.iter().enumerate() {
+            match result {
+                Ok(_) => assert!(n < 100 || !in_doubt),
+                Err(error) => {
+                    assert!(n >= 100 && in_doubt, "{n}: {error}");
+                    assert_eq!(error.state(), State::InDoubt, "{error}");
+                }
             }
         }
+        // A node that is shutting down has not executed what it did not answer, so that was sent again.
+        assert_eq!(node.stored(b"k199").is_some(), !in_doubt);
+        node.script(|_| Act::Serve);
+        client.put("k", "v").await.unwrap();
+        assert_eq!(node.connections(), 2);
     }
-    node.script(|_| Act::Serve);
-    client.put("k", "v").await.unwrap();
-    assert_eq!(node.connections(), 2);
 }
 
 #[tokio::test]

@@ -127,8 +127,8 @@ pub(crate) enum Act {
     Close,
     /// Executes it and closes the connection.
     ServeAndClose,
-    /// Executes it, answers, and ends the stream in good order.
-    ServeAndFinish,
+    /// Executes it, answers, ends the stream, and takes no more requests on it, with this code.
+    ServeAndFinish(u32),
 }
 
 /// A request as a script sees it.
@@ -433,11 +433,11 @@ async fn serve(
                     connection.close(7u32.into(), b"closed by the test");
                     return;
                 }
-                Act::ServeAndFinish => {
+                Act::ServeAndFinish(number) => {
                     let mut send = send.lock().await;
                     send.write_chunk(out.freeze()).await.unwrap();
                     send.finish().unwrap();
-                    let _ = recv.stop(4u32.into());
+                    let _ = recv.stop(number.into());
                     return;
                 }
                 Act::Delay(delay) => {
