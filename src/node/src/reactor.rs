@@ -202,6 +202,7 @@ impl<E: Env> Core<E> {
                     }
                 }
                 MeshMessage::Requests(requests) => {
+                    self.dispatch.stats.requests_of_other_cores += requests.len() as u64;
                     self.incoming.extend(requests.into_iter().map(|request| Incoming {
                         source: Source::Mesh {
                             core,

@@ -44,9 +44,12 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// Silence after which a packet is sent to keep a connection alive. A server leaves that to its clients.
     pub keep_alive: Option<Duration>,
-    /// Largest UDP payload sent, found by probing the path, and accepted. Loopback and jumbo networks carry far more than 1,500
-    /// bytes, and a packet costs what it costs whatever its size.
+    /// Largest UDP payload accepted, and sent to an address of this machine: loopback carries far more than 1,500 bytes, and a
+    /// packet costs what it costs whatever its size. A peer that accepts less is sent less.
     pub max_udp_payload: u16,
+    /// Largest UDP payload that is probed for on a path to another machine, at most `max_udp_payload`. Probes are padded to
+    /// their size and padding is slow to read, so this is worth raising only where the network is known to carry more.
+    pub probed_udp_payload: u16,
     /// Datagrams in one train. The kernel takes at most 64.
     pub max_train: usize,
     /// Whether a peer may change its address. Connection ids name the core, so a connection survives it.
@@ -67,6 +70,7 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(30),
             keep_alive: None,
             max_udp_payload: 16_384,
+            probed_udp_payload: 1_452,
             max_train: 64,
             migration: true,
         }
@@ -144,7 +148,8 @@ pub(crate) fn server(
     Arc::new(server)
 }
 
-pub(crate) fn transport(limits: &Limits, mtu_discovery: bool) -> Arc<TransportConfig> {
+/// The transport's settings for connections to this machine itself, or to others.
+pub(crate) fn transport(limits: &Limits, mtu_discovery: bool, loopback: bool) -> Arc<TransportConfig> {
     let mut transport = TransportConfig::default();
     let idle = IdleTimeout::try_from(limits.idle_timeout).expect("an idle timeout of at most 2^62 ms");
     transport
@@ -159,14 +164,18 @@ pub(crate) fn transport(limits: &Limits, mtu_discovery: bool) -> Arc<TransportCo
         .allow_spin(false)
         // The first flight is repeated after three of these. A data centre's round trip is far below the RFC's 333 ms.
         .initial_rtt(Duration::from_millis(50));
+    let largest = limits.max_udp_payload.clamp(MIN_MTU, MAX_TRAIN_BYTES as u16);
     let mut mtu = MIN_MTU;
-    if mtu_discovery {
-        mtu = limits.max_udp_payload.clamp(MIN_MTU, MAX_TRAIN_BYTES as u16);
+    transport.mtu_discovery_config(None);
+    if loopback {
+        // There is no path to probe.
+        mtu = largest;
+        transport.initial_mtu(mtu);
+    } else if mtu_discovery {
+        mtu = limits.probed_udp_payload.clamp(MIN_MTU, largest);
         let mut discovery = MtuDiscoveryConfig::default();
         discovery.upper_bound(mtu);
         transport.mtu_discovery_config(Some(discovery));
-    } else {
-        transport.mtu_discovery_config(None);
     }
     // A window of less than two packets lets nothing out at all.
     let mut congestion = CubicConfig::default();

@@ -169,8 +169,9 @@ pub struct Driver {
     responses: VecDeque<(Transmit, Vec<u8>)>,
     scratch: Vec<u8>,
     config: DriverConfig,
-    transport: Arc<TransportConfig>,
-    server: Option<Arc<ServerConfig>>,
+    /// For peers on other machines, and on this one.
+    transports: [Arc<TransportConfig>; 2],
+    servers: Option<[Arc<ServerConfig>; 2]>,
     clock: Arc<UnixTime>,
     rng: Arc<Mutex<StdRng>>,
     connections: usize,
@@ -202,18 +203,16 @@ impl Driver {
             config.cores
         );
         let rng = cid::generator(config.seed);
-        let transport = config::transport(&config.limits, config.mtu_discovery);
+        let transport = |loopback| config::transport(&config.limits, config.mtu_discovery, loopback);
+        let transports = [transport(false), transport(true)];
         let clock = Arc::new(UnixTime::default());
-        let server = config
-            .server
-            .as_ref()
-            .map(|crypto| config::server(crypto, &config, &transport, &clock));
-        let endpoint = Endpoint::new(
-            config::endpoint(&config, &rng),
-            server.clone(),
-            config.mtu_discovery,
-            None,
-        );
+        let servers = config.server.as_ref().map(|crypto| {
+            transports
+                .each_ref()
+                .map(|transport| config::server(crypto, &config, transport, &clock))
+        });
+        let first = servers.as_ref().map(|[network, _]| Arc::clone(network));
+        let endpoint = Endpoint::new(config::endpoint(&config, &rng), first, config.mtu_discovery, None);
         Self {
             endpoint,
             slots: Vec::new(),
@@ -223,8 +222,8 @@ impl Driver {
             responses: VecDeque::new(),
             scratch: Vec::new(),
             config,
-            transport,
-            server,
+            transports,
+            servers,
             clock,
             rng,
             connections: 0,
@@ -242,10 +241,13 @@ impl Driver {
 
     /// Replaces the TLS configuration of connections accepted from now on (renewed certificates).
     pub fn set_server_crypto(&mut self, crypto: ServerCrypto) {
-        let server = config::server(&crypto, &self.config, &self.transport, &self.clock);
+        let servers = self
+            .transports
+            .each_ref()
+            .map(|transport| config::server(&crypto, &self.config, transport, &self.clock));
+        self.endpoint.set_server_config(Some(Arc::clone(&servers[0])));
         self.config.server = Some(crypto);
-        self.server = Some(Arc::clone(&server));
-        self.endpoint.set_server_config(Some(server));
+        self.servers = Some(servers);
     }
 
     /// From now on refuses every new connection attempt.
@@ -354,7 +356,9 @@ impl Driver {
             return Err(ConnectError::TooManyConnections(self.connections));
         }
         let mut client = ClientConfig::new(Arc::clone(&target.crypto.0) as _);
-        client.transport_config(Arc::clone(&self.transport));
+        client.transport_config(Arc::clone(
+            &self.transports[usize::from(target.remote.ip().is_loopback())],
+        ));
         let initial = cid::initial(target.core, &self.rng);
         client.initial_dst_cid_provider(Arc::new(move || initial));
         // Tokens are not remembered between connections: servers of ours send none.
@@ -661,7 +665,9 @@ impl Driver {
             self.stats.ignored += 1;
             self.endpoint.ignore(incoming);
         } else {
-            match self.endpoint.accept(incoming, now, buffer, self.server.clone()) {
+            let loopback = usize::from(incoming.remote_address().ip().is_loopback());
+            let server = self.servers.as_ref().map(|servers| Arc::clone(&servers[loopback]));
+            match self.endpoint.accept(incoming, now, buffer, server) {
                 Ok((handle, connection)) => {
                     self.stats.accepted += 1;
                     self.handshakes += 1;

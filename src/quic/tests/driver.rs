@@ -250,7 +250,11 @@ fn silence_ends_a_connection_and_frees_its_slot() {
 
 #[test]
 fn a_turn_with_much_to_send_is_one_train() {
-    let (mut net, server, client) = pair(8, Limits::default(), Limits::default());
+    let jumbo = Limits {
+        probed_udp_payload: 16_384,
+        ..Limits::default()
+    };
+    let (mut net, server, client) = pair(8, jumbo.clone(), jumbo);
     // Let path probing come to rest.
     let stream = net.nodes[1].driver.open(client).unwrap();
     net.nodes[1].driver.write_slice(client, stream, b"x").unwrap();
@@ -269,6 +273,43 @@ fn a_turn_with_much_to_send_is_one_train() {
         "{} bytes",
         buffer.len()
     );
+}
+
+#[test]
+fn within_a_machine_packets_are_large_from_the_start() {
+    let authority = Authority::new();
+    let here = std::net::SocketAddr::from(([127, 0, 0, 1], 7400));
+    let mut server = Driver::new(config(0, 1, 1, Some(authority.server()), Limits::default()));
+    let mut client = Driver::new(config(0, 1, 2, None, Limits::default()));
+    let now = std::time::Instant::now();
+    let target = generation_quic::ConnectTarget {
+        remote: here,
+        ..target(0, None, authority.client(Some(authority.issue(false))))
+    };
+    let key = client.connect(now, &target).unwrap();
+    let mut buffer = Vec::new();
+    let mut largest = 0;
+    for _ in 0..10 {
+        for (from, to) in [(true, false), (false, true)] {
+            let (sender, receiver) = if from {
+                (&mut client, &mut server)
+            } else {
+                (&mut server, &mut client)
+            };
+            assert_ne!(from, to);
+            while let Some(transmit) = sender.poll_transmit(now, &mut buffer) {
+                for datagram in buffer.chunks(transmit.segment_size.unwrap_or(buffer.len())) {
+                    largest = largest.max(datagram.len());
+                    receiver
+                        .handle_datagram(now, here, None, 0, BytesMut::from(datagram))
+                        .unwrap();
+                }
+                while receiver.poll_event().is_some() {}
+            }
+        }
+    }
+    assert_eq!(client.mtu(key), Some(16_384));
+    assert!(largest < 4_000, "no probe was sent, {largest} bytes");
 }
 
 #[test]
