@@ -77,7 +77,33 @@ const fn generation_of(id: u64) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
     use super::*;
+
+    proptest! {
+        /// Against a map from id to request, in which an id that was removed stays unknown.
+        #[test]
+        fn requests_are_found_by_their_id_until_they_are_removed(steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 1..200)) {
+            let mut pending = Pending::default();
+            let mut model = BTreeMap::new();
+            let mut given = Vec::new();
+            for (n, (insert, which)) in steps.into_iter().enumerate() {
+                if insert || given.is_empty() {
+                    let id = pending.insert(n);
+                    prop_assert_eq!(model.insert(id, n), None, "an id is given once");
+                    given.push(id);
+                } else {
+                    let id = *which.get(&given);
+                    prop_assert_eq!(pending.get_mut(id).copied(), model.get(&id).copied());
+                    prop_assert_eq!(pending.remove(id), model.remove(&id));
+                }
+                prop_assert_eq!(pending.len(), model.len());
+            }
+        }
+    }
 
     #[test]
     fn a_late_reply_finds_nothing_even_when_the_slot_is_in_use_again() {

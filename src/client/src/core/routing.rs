@@ -248,6 +248,26 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        /// Whatever arrives in whatever order, the leader followed is that of the highest (epoch, term) that named one first.
+        #[test]
+        fn the_highest_epoch_and_term_wins_in_any_order(
+            hints in proptest::collection::vec((1u32..4, 1u64..6, 1u64..=3), 1..40),
+        ) {
+            let mut routes = Routes::new(map(1, 0, 0)).unwrap();
+            let mut best = (1, 0, 0);
+            for (epoch, term, leader) in hints {
+                let redirected = routes.learn(0, &moved(epoch, term, leader));
+                let newer = (epoch, term) > (best.0, best.1);
+                proptest::prop_assert!(!redirected || newer);
+                if newer {
+                    best = (epoch, term, leader);
+                }
+                proptest::prop_assert_eq!(routes.target(0, 0).unwrap().node, best.2);
+            }
+        }
+    }
+
     #[test]
     fn requests_go_to_the_leader_and_its_core() {
         let routes = Routes::new(map(1, 3, 1)).unwrap();
