@@ -83,6 +83,9 @@ pub(crate) struct Connection {
     quic: quinn::Connection,
     state: Mutex<State>,
     permits: Semaphore,
+    /// Room for large requests on their way. A node keeps at most one longest frame's worth of unfinished ones for a connection
+    /// and leaves what is beyond it unread, where it uses up the connection's flow control.
+    uploads: Semaphore,
     sweeper: Notify,
     open: AtomicBool,
 }
@@ -133,8 +136,10 @@ impl Connection {
         recv: RecvStream,
         decoder: Decoder,
     ) -> Arc<Self> {
+        let uploads = Semaphore::new((peer.max_frame_len / PERMIT_BYTES).max(1));
         let connection = Arc::new(Self {
             peer,
+            uploads,
             quic,
             state: Mutex::new(State {
                 pending: Pending::default(),
@@ -181,6 +186,7 @@ impl Connection {
         encode: impl FnOnce(u64, &mut BytesMut),
     ) -> Result<Frame, Loss> {
         let _permit = self.permit(len, deadline).await?;
+        let _upload = self.upload(len, deadline).await?;
         let mut request = BytesMut::with_capacity(len);
         encode(0, &mut request);
         let opened = timeout_at(deadline, self.quic.open_bi()).await;
@@ -195,6 +201,9 @@ impl Connection {
                 // A node that is stopping says so on every stream; what it had not read whole it has not executed.
                 return Err(match error {
                     quinn::WriteError::Stopped(code) if code == SHUTTING_DOWN => NoFrame::Ended,
+                    quinn::WriteError::Stopped(code) => {
+                        NoFrame::Broken(format!("the node stopped reading the request: {}", code_name(code)))
+                    }
                     other => NoFrame::Broken(other.to_string()),
                 });
             }
@@ -262,6 +271,18 @@ impl Connection {
         match timeout_at(deadline, self.permits.acquire_many(permits)).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) => Err(Loss::NotExecuted(self.closed_reason())),
+            Err(_) => Err(Loss::TimedOut { queued: false }),
+        }
+    }
+
+    async fn upload(&self, len: usize, deadline: Instant) -> Result<Option<SemaphorePermit<'_>>, Loss> {
+        if len < LARGE_REQUEST_BYTES {
+            return Ok(None);
+        }
+        let most = (self.peer.max_frame_len / PERMIT_BYTES).max(1);
+        let permits = len.div_ceil(PERMIT_BYTES).min(most) as u32;
+        match timeout_at(deadline, self.uploads.acquire_many(permits)).await {
+            Ok(permit) => Ok(permit.ok()),
             Err(_) => Err(Loss::TimedOut { queued: false }),
         }
     }
@@ -513,7 +534,9 @@ async fn write_lane(connection: Arc<Connection>, mut send: SendStream) {
             // A node that takes no more requests may have answered some: the reader goes on to the end of the lane.
             let reason: Arc<str> = match error {
                 quinn::WriteError::ConnectionLost(error) => describe(&error).into(),
-                quinn::WriteError::Stopped(code) => format!("the node takes no more requests, code {code}").into(),
+                quinn::WriteError::Stopped(code) => {
+                    format!("the node takes no more requests: {}", code_name(code)).into()
+                }
                 other => other.to_string().into(),
             };
             connection.stop_sending(&reason);
@@ -633,11 +656,7 @@ pub(crate) fn describe(error: &quinn::ConnectionError) -> String {
     use quinn::ConnectionError as E;
     match error {
         E::ApplicationClosed(close) if close.reason.is_empty() => {
-            let code = close.error_code.into_inner();
-            match close_code::ALL.iter().find(|(known, _)| u64::from(*known) == code) {
-                Some((_, name)) => format!("closed by the node: {name}"),
-                None => format!("closed by the node, code {code}"),
-            }
+            format!("closed by the node: {}", code_name(close.error_code))
         }
         E::ApplicationClosed(close) => format!("closed by the node: {}", String::from_utf8_lossy(&close.reason)),
         E::ConnectionClosed(close) => format!("aborted by the node: {close}"),
@@ -646,4 +665,12 @@ pub(crate) fn describe(error: &quinn::ConnectionError) -> String {
         E::LocallyClosed => "closed by this client".to_owned(),
         other => other.to_string(),
     }
+}
+
+/// An application error code in words.
+fn code_name(code: VarInt) -> String {
+    let known = close_code::ALL
+        .iter()
+        .find(|(known, _)| VarInt::from_u32(*known) == code);
+    known.map_or_else(|| format!("code {code}"), |(_, name)| (*name).to_owned())
 }

@@ -33,7 +33,7 @@ const BATCH_KEYS: usize = 4096;
 /// Most keys of a batch of reads: what comes back is of unknown size and has to fit a frame.
 const BATCH_READS: usize = 1024;
 /// Most bytes of a batch, unless a single item is larger.
-const BATCH_BYTES: usize = 512 << 10;
+const BATCH_BYTES: usize = 48 << 10;
 /// Batches of one request under way at a time.
 const BATCHES_AT_ONCE: usize = 32;
 

@@ -408,3 +408,27 @@ async fn a_closed_client_says_so() {
     assert_eq!(waiting.await.unwrap().unwrap_err(), Error::NotSent(NotSent::Closed));
     assert_eq!(client.put("k", "v").await.unwrap_err(), Error::NotSent(NotSent::Closed));
 }
+
+#[tokio::test]
+async fn large_requests_on_their_way_fit_what_a_node_keeps_unfinished() {
+    let (_authority, node, client) = start().await;
+    node.script(|_| Act::Delay(Duration::from_millis(50)));
+    let large = vec![7; 900_000];
+    let keys: Vec<String> = (0..6).map(|n| format!("{{tag}}{n}")).collect();
+    let writes = futures_util::future::join_all(keys.iter().map(|key| client.put(key, &large).send()));
+    let watch = async {
+        until("the first are there", || node.count(Opcode::Put) == 2).await;
+        Instant::now()
+    };
+    let begin = Instant::now();
+    let (results, two_are_there) = tokio::join!(writes, watch);
+    assert!(results.iter().all(Result::is_ok));
+    // Two fit the longest frame, so six take three turns of 50 ms, one after the other.
+    assert!(begin.elapsed() >= Duration::from_millis(150));
+    assert!(two_are_there.elapsed() >= Duration::from_millis(50));
+    // Small ones do not wait for them.
+    let small = client.put("{tag}small", "v").send();
+    let large = client.put("{tag}large", &large).send();
+    let (large, small) = tokio::join!(large, small);
+    assert!(large.is_ok() && small.is_ok());
+}
