@@ -23,6 +23,8 @@ pub mod close_code {
     pub const SHUTTING_DOWN: u32 = 4;
     /// The peer speaks another major version of the protocol.
     pub const VERSION: u32 = 5;
+    /// The peer has left more bytes of unfinished requests here than any other when they became too many.
+    pub const UNFINISHED: u32 = 6;
 }
 
 /// What a peer may ask for.
@@ -60,6 +62,9 @@ pub struct NodeLimits {
     pub stream_read_bytes: usize,
     /// Encoded reply bytes waiting on one stream, above which its requests wait.
     pub stream_reply_bytes: usize,
+    /// Bytes of requests not yet complete, over all connections of a core. When they become more, the connection that has left
+    /// most is closed.
+    pub unfinished_bytes: usize,
     /// Requests of this core being executed by one other core.
     pub forwarded: usize,
     /// Reply bytes made for one other core in one turn, above which its reads are answered `Busy`.
@@ -72,7 +77,7 @@ pub struct NodeLimits {
     pub retry_after: Duration,
     /// How long a peer may take to say `Hello`, to begin a request on a stream it opened, and to go on with one it began.
     pub patience: Duration,
-    /// How long a stop waits for requests under way and for replies to be acknowledged.
+    /// How long a stop waits for requests under way, and then again for their replies to be acknowledged.
     pub drain: Duration,
     /// How often the expiry sweep takes a step.
     pub sweep_interval: Duration,
@@ -87,13 +92,14 @@ impl Default for NodeLimits {
             requests_per_turn: 4096,
             stream_read_bytes: 256 << 10,
             stream_reply_bytes: 1 << 20,
+            unfinished_bytes: 256 << 20,
             forwarded: 16_384,
             forwarded_reply_bytes: 16 << 20,
             page_bytes: 256 << 10,
             page_work: 16 << 10,
             retry_after: Duration::from_millis(10),
             patience: Duration::from_secs(10),
-            drain: Duration::from_secs(1),
+            drain: Duration::from_millis(750),
             sweep_interval: Duration::from_millis(100),
             sweep_steps: 100,
         }

@@ -16,9 +16,6 @@ use crate::streams::{HEAVY, Stream, StreamRef, Streams};
 /// Bytes a peer must send within the node's patience for an unfinished frame to be waited for.
 const LEAST_PROGRESS: u64 = 1024;
 
-/// An unfinished frame of more than this counts against what a connection may leave unfinished.
-const LARGE_PARTIAL: usize = 64 << 10;
-
 /// Requests put off that are tried again in one turn.
 const RETRIED: usize = 64;
 
@@ -37,8 +34,6 @@ struct Connection {
     key: ConnectionKey,
     identity: Identity,
     streams: Vec<u32>,
-    /// Streams left unread until another one's large frame is complete.
-    held: Vec<u32>,
     /// No more is read; it is closed once its replies are acknowledged.
     closing: bool,
 }
@@ -88,12 +83,18 @@ impl Connections {
             Event::Connected => self.connected(cx, key),
             Event::Opened(id) => {
                 let max_frame_len = self.config.limits.max_frame_len();
-                if let Some(connection) = self.connection(key) {
-                    let stream = cx.streams.insert(key, id, max_frame_len);
-                    connection.streams.push(stream.index);
-                    self.watches
-                        .push_back((cx.now + self.config.node_limits.patience, Watch::Silent(stream)));
-                    self.queue(cx, stream.index);
+                match self.connection(key) {
+                    Some(connection) if !connection.closing => {
+                        let stream = cx.streams.insert(key, id, max_frame_len);
+                        connection.streams.push(stream.index);
+                        let until = cx.now + self.config.node_limits.patience;
+                        self.watches.push_back((until, Watch::Silent(stream)));
+                        self.queue(cx, stream.index);
+                    }
+                    _ => {
+                        cx.driver.stop(key, id, close_code::NONE);
+                        cx.driver.reset(key, id, close_code::NONE);
+                    }
                 }
             }
             Event::Readable(id) => {
@@ -241,7 +242,6 @@ impl Connections {
                     key,
                     identity,
                     streams: Vec::new(),
-                    held: Vec::new(),
                     closing: false,
                 });
                 cx.streams.set_hello(key, false);
@@ -260,9 +260,6 @@ impl Connections {
         let Some(reference) = cx.streams.reference(index) else {
             return;
         };
-        if self.must_hold(cx, index) {
-            return;
-        }
         let limits = &self.config.node_limits;
         let Some(stream) = cx.streams.at(index) else { return };
         if stream.output.len() > limits.stream_reply_bytes || stream.heavy >= HEAVY {
@@ -334,61 +331,47 @@ impl Connections {
                 return self.abandon(cx, index);
             }
         }
-        match failure {
-            Some(error) => self.malformed(cx, reference, &error),
-            None => self.watch_partial(cx, reference, read),
+        if let Some(error) = failure {
+            self.malformed(cx, reference, &error);
+        } else {
+            self.watch_partial(cx, reference);
+            self.bound_unfinished(cx, index);
         }
     }
 
-    /// A connection may leave one large frame's worth of bytes unfinished; past that only the stream that began first goes on.
-    fn must_hold(&mut self, cx: &mut Context<'_>, index: u32) -> bool {
-        let Some(stream) = cx.streams.at(index) else {
-            return false;
+    /// Sees to it that what peers leave unfinished stays within bounds: past them whoever has left most has to go.
+    fn bound_unfinished(&mut self, cx: &mut Context<'_>, index: u32) {
+        if cx.streams.count_unfinished(index) <= self.config.node_limits.unfinished_bytes {
+            return;
+        }
+        let unfinished = |cx: &mut Context<'_>, connection: &Connection| -> usize {
+            let lens = connection
+                .streams
+                .iter()
+                .map(|&index| cx.streams.at(index).map_or(0, |s| s.decoder.buffered_len()));
+            lens.sum()
         };
-        if stream.decoder.buffered_len() < LARGE_PARTIAL {
-            return false;
+        let open = self.slots.iter().flatten().filter(|connection| !connection.closing);
+        if let Some(most) = open.max_by_key(|connection| unfinished(cx, connection)) {
+            cx.stats.connections_overloading += 1;
+            self.closing.push(Closing {
+                connection: most.key,
+                code: close_code::UNFINISHED,
+                reason: "too many bytes of unfinished requests".to_owned(),
+            });
         }
-        let key = stream.connection;
-        let most = self.config.limits.max_frame_len();
-        let Some(connection) = self.connection(key) else {
-            return false;
-        };
-        let mut sum = 0;
-        let mut first = None;
-        for &other in &connection.streams {
-            let len = cx.streams.at(other).map_or(0, |stream| stream.decoder.buffered_len());
-            if len >= LARGE_PARTIAL {
-                first.get_or_insert(other);
-                sum += len;
-            }
-        }
-        let hold = sum > most && first != Some(index);
-        if hold {
-            connection.held.push(index);
-        }
-        hold
     }
 
-    /// After a read: lets held streams go on when a large frame is complete, and sees to it that an unfinished one gets on.
-    fn watch_partial(&mut self, cx: &mut Context<'_>, reference: StreamRef, read: usize) {
+    /// Sees to it that an unfinished frame gets on.
+    fn watch_partial(&mut self, cx: &mut Context<'_>, reference: StreamRef) {
         let Some(stream) = cx.streams.get(reference) else {
             return;
         };
-        let (key, received) = (stream.connection, stream.received);
         if stream.decoder.buffered_len() > 0 && !stream.watched {
             stream.watched = true;
-            self.watches.push_back((
-                cx.now + self.config.node_limits.patience,
-                Watch::Partial(reference, received),
-            ));
-        }
-        if read > 0
-            && let Some(connection) = self.connection(key)
-            && !connection.held.is_empty()
-        {
-            for index in std::mem::take(&mut connection.held) {
-                self.queue(cx, index);
-            }
+            let watch = Watch::Partial(reference, stream.received);
+            self.watches
+                .push_back((cx.now + self.config.node_limits.patience, watch));
         }
     }
 
@@ -495,9 +478,13 @@ impl Connections {
             self.write_stream(cx, index);
             if let Some(stream) = cx.streams.at(index) {
                 let (key, id) = (stream.connection, stream.id);
-                stream.input_done = true;
+                // A stream that ends in the middle of a reply must not look as if it had ended after it.
+                if stream.output.is_empty() {
+                    let _ = cx.driver.finish(key, id);
+                } else {
+                    cx.driver.reset(key, id, closing.code);
+                }
                 cx.driver.stop(key, id, closing.code);
-                let _ = cx.driver.finish(key, id);
                 self.drop_stream(cx, index);
             }
         }
@@ -516,14 +503,10 @@ impl Connections {
     fn drop_stream(&mut self, cx: &mut Context<'_>, index: u32) {
         let Some(stream) = cx.streams.at(index) else { return };
         let key = stream.connection;
-        let held = self.connection(key).map(|connection| {
+        if let Some(connection) = self.connection(key) {
             connection.streams.retain(|&other| other != index);
-            std::mem::take(&mut connection.held)
-        });
-        cx.streams.remove(index);
-        for other in held.unwrap_or_default() {
-            self.queue(cx, other);
         }
+        cx.streams.remove(index);
     }
 
     fn forget(&mut self, cx: &mut Context<'_>, key: ConnectionKey) {

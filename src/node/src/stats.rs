@@ -63,6 +63,8 @@ counters! {
     connections_unauthorized,
     /// Connections closed for not saying `Hello`, or not going on with what they began, in time.
     connections_timed_out,
+    /// Connections closed for leaving too many bytes of requests unfinished.
+    connections_overloading,
     /// Connections closed because what they sent cannot be read as frames.
     connections_malformed,
     /// Gauge: streams being served.

@@ -67,6 +67,8 @@ pub(crate) struct Stream {
     pub(crate) deferred: VecDeque<Deferred>,
     /// Bytes received so far.
     pub(crate) received: u64,
+    /// Bytes of an unfinished frame, as counted in the sum over all streams.
+    unfinished: usize,
     /// Whether a watch on an unfinished frame is set.
     pub(crate) watched: bool,
     /// Since when something received may be waiting to be read.
@@ -85,6 +87,8 @@ pub(crate) struct Stream {
 pub(crate) struct Streams {
     slab: Slab<Stream>,
     serial: u32,
+    /// Bytes of unfinished frames of all streams.
+    unfinished: usize,
     touched: Vec<u32>,
     pool: Vec<BytesMut>,
     /// Whether a connection has said `Hello`, by its slot.
@@ -108,6 +112,7 @@ impl Streams {
             heavy: 0,
             deferred: VecDeque::new(),
             received: 0,
+            unfinished: 0,
             watched: false,
             backlog_since: None,
             queued: false,
@@ -123,7 +128,18 @@ impl Streams {
 
     pub(crate) fn remove(&mut self, index: u32) {
         let stream = self.slab.remove(index as usize);
+        self.unfinished -= stream.unfinished;
         self.recycle(stream.output);
+    }
+
+    /// Counts what a stream has left unfinished; the sum over all streams.
+    pub(crate) fn count_unfinished(&mut self, index: u32) -> usize {
+        if let Some(stream) = self.slab.get_mut(index as usize) {
+            let now = stream.decoder.buffered_len();
+            self.unfinished = self.unfinished + now - stream.unfinished;
+            stream.unfinished = now;
+        }
+        self.unfinished
     }
 
     pub(crate) fn get(&mut self, stream: StreamRef) -> Option<&mut Stream> {
