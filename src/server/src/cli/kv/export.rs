@@ -83,7 +83,7 @@ pub(crate) async fn run(args: &Args, connection: &Connection, globals: &Globals)
     let client = connection.connect().await?;
     let scan = client
         .entries()
-        .prefix(&args.prefix.prefix)
+        .prefix(args.prefix.bytes())
         .page_size(PAGE_ENTRIES)
         .consistency(consistency);
     let scan = match args.resume_from {

@@ -12,7 +12,7 @@ mod write;
 
 use std::ffi::OsString;
 use std::io::Read as _;
-use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -116,8 +116,14 @@ impl ReadOptions {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Prefix {
     /// Only keys that begin with this.
-    #[arg(long, value_name = "PREFIX", default_value = "", hide_default_value = true, value_parser = raw_bytes())]
-    prefix: Vec<u8>,
+    #[arg(long, value_name = "PREFIX", default_value = "", hide_default_value = true)]
+    prefix: OsString,
+}
+
+impl Prefix {
+    fn bytes(&self) -> &[u8] {
+        self.prefix.as_bytes()
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -255,12 +261,6 @@ struct Entries {
     read: ReadOptions,
 }
 
-/// Arguments are bytes, not text.
-fn raw_bytes() -> impl clap::builder::TypedValueParser<Value = Vec<u8>> {
-    use clap::builder::TypedValueParser as _;
-    clap::builder::OsStringValueParser::new().map(OsString::into_vec)
-}
-
 /// Runs `generation kv`.
 pub fn run(args: &Args, globals: &Globals) -> Result<Exit, Failure> {
     let connection = &args.connection;
@@ -352,7 +352,7 @@ async fn execute(command: &KvCommand, connection: &Connection, json: bool, out: 
         KvCommand::Keys(args) => {
             let consistency = args.read.consistency()?;
             let client = connection.connect().await?;
-            let scan = client.keys().prefix(&args.prefix.prefix).consistency(consistency);
+            let scan = client.keys().prefix(args.prefix.bytes()).consistency(consistency);
             let end = if args.null { b'\0' } else { b'\n' };
             let listed = list(&scan, false, args.limit, json, out, |key, _, out| {
                 if out.is_terminal {
@@ -369,7 +369,7 @@ async fn execute(command: &KvCommand, connection: &Connection, json: bool, out: 
         KvCommand::Entries(args) => {
             let consistency = args.read.consistency()?;
             let client = connection.connect().await?;
-            let scan = client.entries().prefix(&args.prefix.prefix).consistency(consistency);
+            let scan = client.entries().prefix(args.prefix.bytes()).consistency(consistency);
             let listed = list(&scan, true, args.limit, json, out, |key, value, out| {
                 out.line(&format!("{}\t{}", escape(key), escape(value)))
             })
