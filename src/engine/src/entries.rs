@@ -97,6 +97,13 @@ impl Entries {
         }
     }
 
+    /// All of an entry will be read soon, if it is of the usual size.
+    pub(crate) fn prefetch_all(&self, entry: Ref) {
+        let slot = self.arena.slot(entry);
+        slot.iter().take(192).step_by(64).for_each(cpu::prefetch);
+        cpu::prefetch(&slot[slot.len().min(192) - 1]);
+    }
+
     /// Writes a new entry. `flags` are its flags but for those that say where its parts are.
     pub(crate) fn create(&mut self, key: &[u8], value: &[u8], version: Version, expires_at_ms: u64, flags: u8) -> Ref {
         let expires = expires_at_ms != 0;

@@ -30,6 +30,8 @@ pub(crate) const MAIN: u8 = 1 << 5;
 /// S3-FIFO: how often it was asked for, at most 3. LRU: the low bits of its age stamp.
 pub(crate) const USES: u8 = 3 << USES_SHIFT;
 pub(crate) const USES_SHIFT: u32 = 6;
+/// LRU: the same three bits as an age stamp.
+pub(crate) const STAMP_SHIFT: u32 = 5;
 
 const HEADER_BYTES: usize = size_of::<Header>();
 const EXPIRY_BYTES: usize = 6;
@@ -87,6 +89,15 @@ impl Header {
 
     pub(crate) fn set_uses(&mut self, uses: u8) {
         self.flags = self.flags & !USES | uses << USES_SHIFT;
+    }
+
+    /// The LRU age stamp, 0 to 7.
+    pub(crate) fn stamp(&self) -> u8 {
+        self.flags >> STAMP_SHIFT
+    }
+
+    pub(crate) fn set_stamp(&mut self, stamp: u8) {
+        self.flags = self.flags & ((1 << STAMP_SHIFT) - 1) | stamp << STAMP_SHIFT;
     }
 
     /// Where the key (or the extent's number) begins.

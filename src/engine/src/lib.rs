@@ -43,7 +43,7 @@ pub mod session;
 
 pub use command::{Command, Condition, Outcome, Victim};
 pub use config::{MAX_KEY_BYTES, MAX_VALUE_BYTES, Policy, ShardConfig};
-pub use shard::{Cursor, EntryRef, Progress, Shard, Tolerated};
+pub use shard::{Cursor, EntryRef, Progress, Restore, RestoreError, Shard, Tolerated};
 pub use snapshot::{SnapshotBusy, SnapshotEntry, SnapshotHead};
 pub use stats::ShardStats;
 pub use version::Version;

@@ -6,9 +6,10 @@ use crate::config::{self, MAX_KEY_BYTES, MAX_VALUE_BYTES, Policy, ShardConfig};
 use crate::digest;
 use crate::entries::View;
 use crate::hash::KeyHasher;
+use crate::list::List;
 use crate::snapshot::{SnapshotBusy, SnapshotEntry, SnapshotHead};
 use crate::stats::ShardStats;
-use crate::store::Store;
+use crate::store::{LEVELS, Store};
 use crate::version::Version;
 
 /// Shards with at least this budget have their memory backed by huge pages; for smaller ones 2 MiB at a time is too much.
@@ -254,6 +255,13 @@ impl Shard {
         }
     }
 
+    /// Says that a command about `key` will be applied soon: its part of the index is fetched meanwhile. Worth a call for every
+    /// command of a log entry before the first of them is applied.
+    #[inline]
+    pub fn prefetch(&self, key: &[u8]) {
+        self.store.prefetch_bucket(self.hash(key));
+    }
+
     /// What an entry with a key and value of these lengths counts against the budget, in bytes: key and value, a 32nd of them for
     /// rounding to size classes, and 40 for header, links and index. Close to the memory it takes, and the same on every replica
     /// whatever their layout.
@@ -376,6 +384,21 @@ impl Shard {
     /// [`Progress::Done`].
     pub fn snapshot_abandon(&mut self) {
         self.store.snapshot_abandon();
+    }
+
+    /// Begins a shard from a snapshot. `config` is the replicated configuration at that point of the log.
+    pub fn restore(config: ShardConfig, head: SnapshotHead) -> Restore {
+        let mut shard = Self::new(config);
+        shard.index = head.index;
+        // The head is of the end of a log entry: the next begins with its own `begin`.
+        shard.position = u32::from(u16::MAX) + 1;
+        shard.time_ms = head.time_ms;
+        shard.tolerated = head.tolerated;
+        Restore {
+            shard,
+            levels: [List::EMPTY; LEVELS],
+            head,
+        }
     }
 
     /// Changes the budget, on every replica at the same place in the log. Nothing is removed by this: [`Shard::propose_victims`]
@@ -654,6 +677,71 @@ impl Shard {
         } else {
             self.counters.misses += 1;
             None
+        }
+    }
+}
+
+/// A shard that is being filled from a snapshot.
+#[derive(Debug)]
+pub struct Restore {
+    shard: Shard,
+    levels: [List; LEVELS],
+    head: SnapshotHead,
+}
+
+/// A snapshot that does not add up. The shard it was to become is gone: fetch the snapshot again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RestoreError {
+    /// Keys or values of a length no entry can have, or a version later than the snapshot.
+    #[error("the snapshot holds an entry that cannot be")]
+    Entry,
+    /// The same key came twice.
+    #[error("the snapshot holds a key twice")]
+    Duplicate,
+    /// Entries, their sizes or their digest are not what the head says.
+    #[error("the snapshot's entries are not those its head describes")]
+    Mismatch,
+}
+
+impl Restore {
+    /// Adds an entry. The order does not matter, but recency is best kept if coldest come first within a degree.
+    ///
+    /// # Errors
+    /// If the entry cannot be part of the snapshot.
+    pub fn push(&mut self, entry: &SnapshotEntry<'_>) -> Result<(), RestoreError> {
+        let shard = &mut self.shard;
+        let possible = valid_key(entry.key)
+            && entry.value.len() <= shard.config.max_value_bytes
+            && !entry.version.is_absent()
+            && entry.version.index() <= shard.index
+            && entry.expires_at_ms <= MAX_EXPIRY_MS;
+        if !possible {
+            return Err(RestoreError::Entry);
+        }
+        let hash = shard.hash(entry.key);
+        if shard.store.find(hash, entry.key).is_some() {
+            return Err(RestoreError::Duplicate);
+        }
+        shard.store.restore(hash, entry, &mut self.levels);
+        let digest = digest::entry(entry.key, entry.value, entry.version.get(), entry.expires_at_ms);
+        shard.digest = shard.digest.wrapping_add(digest);
+        Ok(())
+    }
+
+    /// The shard, once every entry was added.
+    ///
+    /// # Errors
+    /// If what was added is not what the head describes.
+    pub fn finish(mut self) -> Result<Shard, RestoreError> {
+        let (shard, head) = (&mut self.shard, &self.head);
+        shard.store.finish_restore(self.levels);
+        let complete = shard.store.len() == head.records
+            && shard.store.used_bytes() == head.used_bytes
+            && shard.state_hash() == head.state_hash;
+        if complete {
+            Ok(self.shard)
+        } else {
+            Err(RestoreError::Mismatch)
         }
     }
 }

@@ -7,7 +7,7 @@
 //! Invariants ([`Store::check`]): every live slot is in the index once and in the one list its flags name; without a snapshot
 //! under way all entries have the store's parity.
 
-use crate::arena::{NEVER, Ref};
+use crate::arena::{NEVER, NIL, Ref};
 use crate::config::Policy;
 use crate::cpu;
 use crate::entries::{Entries, View, coarse};
@@ -33,8 +33,19 @@ const PROMOTE_AT: u8 = 2;
 /// S3-FIFO: how many entries may be passed over in search of a victim before one is taken regardless: the bound of the work.
 const MAX_PASSED_OVER: u32 = 64;
 
+/// How many degrees of recency a snapshot tells apart.
+pub(crate) const LEVELS: usize = SnapshotEntry::HOTTEST as usize + 1;
+
 /// Entries moved per write while memory is being packed.
 const MOVES_PER_WRITE: usize = 4;
+
+/// Strict LRU's approximate ages, for snapshots: entries carry the number (modulo 8) of the generation that last used them, and a
+/// generation is over when a quarter of all entries have been used in it.
+#[derive(Debug, Default)]
+struct Age {
+    generation: u8,
+    used: u64,
+}
 
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -47,6 +58,7 @@ pub(crate) struct Store {
     /// The number of entries in each list.
     records: [u64; 3],
     ghost: Ghost,
+    age: Age,
     /// [`PARITY`] or 0.
     parity: u8,
     snapshot: Option<Snapshot>,
@@ -65,6 +77,7 @@ impl Store {
             bytes: [0; 3],
             records: [0; 3],
             ghost: Ghost::default(),
+            age: Age::default(),
             parity: 0,
             snapshot: None,
             sweep: 0,
@@ -139,8 +152,9 @@ impl Store {
         if self.policy == Policy::Lru {
             let header = self.entries.header(entry);
             for neighbour in [header.newer.get(), header.older.get()] {
-                if neighbour != crate::arena::NIL {
-                    cpu::prefetch(self.entries.header(neighbour));
+                if neighbour != NIL {
+                    // The links, not the beginning of the header: they may lie in the next line.
+                    cpu::prefetch(&self.entries.header(neighbour).older);
                 }
             }
         }
@@ -152,6 +166,35 @@ impl Store {
         let entry = self.entries.create(key, value, version, expires_at_ms, flags);
         self.index.insert(hash, entry, &self.entries);
         self.enlist(entry);
+        if self.policy == Policy::Lru {
+            // Another generation's, so that it counts as used in this one.
+            let last = self.age.generation.wrapping_sub(1) % LEVELS as u8;
+            self.entries.header_mut(entry).set_stamp(last);
+            self.stamp(entry);
+        }
+    }
+
+    /// Adds an entry of a snapshot at the newest end of the list that its recency names. [`Store::finish_restore`] makes the lists
+    /// what the policy wants.
+    pub(crate) fn restore(&mut self, hash: u64, from: &SnapshotEntry<'_>, levels: &mut [List; LEVELS]) {
+        let level = from.recency.min(SnapshotEntry::HOTTEST);
+        let entry = self
+            .entries
+            .create(from.key, from.value, from.version, from.expires_at_ms, self.parity);
+        if self.policy == Policy::S3Fifo {
+            self.entries.header_mut(entry).set(MAIN, level >= LEVELS as u8 / 2);
+        }
+        self.index.insert(hash, entry, &self.entries);
+        levels[usize::from(level)].push_newest(&mut self.entries, entry);
+        self.count_in(entry);
+    }
+
+    /// Links what was restored: the higher the level, the newer.
+    pub(crate) fn finish_restore(&mut self, levels: [List; LEVELS]) {
+        for (level, older) in levels.into_iter().enumerate().rev() {
+            let main = self.policy == Policy::S3Fifo && level >= LEVELS / 2;
+            self.lists[if main { SECOND } else { FIRST }].append_older(&mut self.entries, older);
+        }
     }
 
     /// Replaces everything but the key, and counts the entry as used.
@@ -205,6 +248,7 @@ impl Store {
                 if self.lists[FIRST].newest != entry && !self.entries.header(entry).has(OFFERED) {
                     self.lists[FIRST].unlink(&mut self.entries, entry);
                     self.lists[FIRST].push_newest(&mut self.entries, entry);
+                    self.stamp(entry);
                 }
             }
             Policy::S3Fifo => {
@@ -225,11 +269,22 @@ impl Store {
             Policy::S3Fifo => self.choose_s3_fifo()?,
             Policy::NoEvict => return None,
         };
+        self.prefetch_next_victims(entry);
         self.offer(entry);
-        if let Some(next) = self.lists[FIRST].oldest() {
-            self.entries.prefetch(next);
-        }
         Some(entry)
+    }
+
+    /// Asks for what giving up the next two entries after `entry` will need: the bucket of the first, whose bytes were asked for a
+    /// call ago, and the bytes of the second.
+    fn prefetch_next_victims(&self, entry: Ref) {
+        let next = self.entries.header(entry).newer.get();
+        if next != NIL {
+            self.index.prefetch(self.entries.hash(next));
+            let second = self.entries.header(next).newer.get();
+            if second != NIL {
+                self.entries.prefetch_all(second);
+            }
+        }
     }
 
     /// Lists an entry as offered for removal.
@@ -239,11 +294,31 @@ impl Store {
         self.enlist(entry);
     }
 
+    /// Marks an entry as used in this generation.
+    fn stamp(&mut self, entry: Ref) {
+        let quarter = self.len() / 4;
+        let header = self.entries.header_mut(entry);
+        if header.stamp() != self.age.generation {
+            header.set_stamp(self.age.generation);
+            self.age.used += 1;
+            if self.age.used > quarter {
+                self.age = Age {
+                    generation: (self.age.generation + 1) % LEVELS as u8,
+                    used: 0,
+                };
+            }
+        }
+    }
+
     /// Takes back all offers. What was offered becomes what is given up next.
     pub(crate) fn forget_offers(&mut self) {
         let offered: Vec<Ref> = self.lists[GIVEN_UP].checked(&self.entries).collect();
         for entry in offered {
-            self.entries.header_mut(entry).flags &= !(OFFERED | MAIN);
+            let header = self.entries.header_mut(entry);
+            header.set(OFFERED, false);
+            if self.policy == Policy::S3Fifo {
+                header.set(MAIN, false);
+            }
         }
         let given_up = std::mem::replace(&mut self.lists[GIVEN_UP], List::EMPTY);
         // The list grew at its newest end, so the first that was offered is its oldest, as it should be.
@@ -399,7 +474,11 @@ impl Store {
     fn recency(&self, flags: u8) -> u8 {
         match self.policy {
             Policy::S3Fifo => flags >> entry::USES_SHIFT | if flags & MAIN == 0 { 0 } else { 4 },
-            Policy::Lru | Policy::NoEvict => 0,
+            Policy::Lru => {
+                let age = self.age.generation.wrapping_sub(flags >> entry::STAMP_SHIFT) % LEVELS as u8;
+                LEVELS as u8 - 1 - age
+            }
+            Policy::NoEvict => 0,
         }
     }
 
@@ -432,7 +511,7 @@ impl Store {
         let header = self.entries.header(entry);
         if header.has(OFFERED) {
             GIVEN_UP
-        } else if header.has(MAIN) {
+        } else if self.policy == Policy::S3Fifo && header.has(MAIN) {
             SECOND
         } else {
             FIRST

@@ -283,6 +283,68 @@ fn a_snapshot_is_a_point_in_time() {
     }
 }
 
+/// A shard restored from a snapshot is the same replicated state, and gives up much the same entries first.
+#[test]
+fn a_restored_shard_is_the_same_state() {
+    for policy in [Policy::Lru, Policy::S3Fifo, Policy::NoEvict] {
+        let config = ShardConfig {
+            budget_bytes: 1 << 40,
+            policy,
+            ..ShardConfig::default()
+        };
+        let mut leader = Leader::new(config);
+        let mut random = Random(3);
+        let entries = 4_000u64;
+        for key in 0..entries {
+            let value = vec![key as u8; random.size(200)];
+            leader.put(&key.to_le_bytes(), &value, random.below(2) * 99);
+        }
+        // A hot tenth.
+        for _ in 0..entries {
+            leader.shard.get(&random.below(entries / 10).to_le_bytes());
+        }
+        let head = leader.shard.snapshot_begin().expect("none is under way");
+        let mut restore = Shard::restore(config, head);
+        let mut first: Option<Vec<u8>> = None;
+        while leader.shard.snapshot_slice(100, |entry| {
+            assert_eq!(restore.push(&entry), Ok(()));
+            first.get_or_insert_with(|| entry.key.to_vec());
+        }) == Progress::More
+        {}
+        let mut restored = restore.finish().expect("a complete snapshot");
+        restored.check();
+        assert_eq!(restored.state_hash(), leader.shard.state_hash());
+        assert_eq!(restored.applied_index(), leader.shard.applied_index());
+        if policy != Policy::NoEvict {
+            let mut victims = Vec::new();
+            restored.set_budget(restored.stats().used_bytes / 2, None);
+            restored.propose_victims(0, 0, &mut victims);
+            let hot: Vec<u64> = (0..entries / 10).map(|key| restored.hash(&key.to_le_bytes())).collect();
+            let lost = victims.iter().filter(|victim| hot.contains(&victim.hash)).count();
+            assert!(
+                lost * 20 < hot.len(),
+                "{policy:?}: {lost} of {} hot entries are given up first",
+                hot.len()
+            );
+        }
+
+        // What does not add up is refused.
+        let key = first.expect("entries");
+        let entry = |key| crate::SnapshotEntry {
+            key,
+            value: b"",
+            version: crate::Version::new(1, 0),
+            expires_at_ms: 0,
+            recency: 9,
+        };
+        let mut restore = Shard::restore(config, head);
+        assert_eq!(restore.push(&entry(&key)), Ok(()));
+        assert_eq!(restore.push(&entry(&key)), Err(crate::RestoreError::Duplicate));
+        assert_eq!(restore.push(&entry(b"")), Err(crate::RestoreError::Entry));
+        assert!(matches!(restore.finish(), Err(crate::RestoreError::Mismatch)));
+    }
+}
+
 /// The limits of sizes, and one more.
 #[test]
 fn extreme_sizes() {
