@@ -62,6 +62,24 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// The little-endian `u32` at `offset`.
+///
+/// # Panics
+/// If `bytes` is too short: for blocks whose length has been checked.
+pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> u32 {
+    let field = bytes[offset..].first_chunk();
+    u32::from_le_bytes(*field.expect("invariant: the caller has checked the length of the block"))
+}
+
+/// The little-endian `u64` at `offset`.
+///
+/// # Panics
+/// If `bytes` is too short: for blocks whose length has been checked.
+pub(crate) fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+    let field = bytes[offset..].first_chunk();
+    u64::from_le_bytes(*field.expect("invariant: the caller has checked the length of the block"))
+}
+
 /// Overwrites the field at `offset`, which must lie inside `bytes`.
 pub(crate) fn put_at<const N: usize>(bytes: &mut [u8], offset: usize, field: [u8; N]) {
     bytes[offset..offset + N].copy_from_slice(&field);

@@ -12,7 +12,8 @@
 //! - **Cursors are positions in hash order**, so a scan begun on one replica resumes on another with the same seed.
 //!
 //! Around it stands what replication needs and what is just as pure: the codec of log entries ([`batch`]), client sessions
-//! ([`session`]), and the whole replicated state that a replica applies its log to ([`machine`]).
+//! ([`session`]), the whole replicated state that a replica applies its log to ([`machine`]), and the format, recovery and
+//! bookkeeping of the journal that keeps the log ([`journal`]).
 //!
 //! Not here: replication itself, disks, clocks.
 
@@ -38,6 +39,7 @@ mod version;
 
 pub mod batch;
 mod codec;
+pub mod journal;
 pub mod machine;
 pub mod session;
 
