@@ -12,6 +12,7 @@ pub mod exit;
 pub mod kv;
 mod running;
 pub mod serve;
+pub mod status;
 
 use std::process::ExitCode;
 
@@ -52,6 +53,8 @@ pub enum Command {
     Serve(serve::Args),
     /// Make a certificate authority and sign certificates for nodes, clients and administrators.
     Certs(certs::Args),
+    /// Show the cluster, its nodes and its shards.
+    Status(status::Args),
     /// Read and write entries.
     Kv(kv::Args),
     /// Print a completion script for a shell.
@@ -77,6 +80,7 @@ pub fn main() -> ExitCode {
         Command::Dev(args) => dev::run(&args, &globals),
         Command::Serve(args) => serve::run(&args, &globals),
         Command::Certs(args) => certs::run(&args, &globals),
+        Command::Status(args) => status::run(&args, &globals),
         Command::Kv(args) => kv::run(&args, &globals),
         Command::Completions(args) => completions::run(&args),
     };
