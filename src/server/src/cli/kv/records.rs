@@ -15,13 +15,14 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bytes::{Bytes, BytesMut};
 use csv::ByteRecord;
-use generation_proto::limits::{DEFAULT_MAX_VALUE_LEN, MAX_KEY_LEN};
+use generation_node::MAX_VALUE_BYTES;
+use generation_proto::limits::MAX_KEY_LEN;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
 
 /// Longest record read, in bytes: the largest key and value with every byte written as a six-byte escape.
-pub(crate) const MAX_RECORD_LEN: usize = 6 * (MAX_KEY_LEN + DEFAULT_MAX_VALUE_LEN) + 4096;
+pub(crate) const MAX_RECORD_LEN: usize = 6 * (MAX_KEY_LEN + MAX_VALUE_BYTES) + 4096;
 
 /// How a file holds entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -183,13 +184,13 @@ impl<R: BufRead> Reader<R> {
     }
 }
 
-/// Keys and values that no server takes are bad lines, so that one of them does not fail the batch it travels in.
+/// Keys and values that no node takes are bad lines. A node may have a lower limit, which the client keeps for each entry.
 fn check(key: &[u8], value: &[u8], ttl_ms: Option<u64>) -> Result<(), String> {
     match (key.len(), value.len(), ttl_ms) {
         (0, ..) => Err(format!("the key is empty; keys have 1 to {MAX_KEY_LEN} bytes")),
         (len, ..) if len > MAX_KEY_LEN => Err(format!("the key has {len} bytes, more than the limit of {MAX_KEY_LEN}")),
-        (_, len, _) if len > DEFAULT_MAX_VALUE_LEN => Err(format!(
-            "the value has {len} bytes, more than the limit of {DEFAULT_MAX_VALUE_LEN}"
+        (_, len, _) if len > MAX_VALUE_BYTES => Err(format!(
+            "the value has {len} bytes, more than the limit of {MAX_VALUE_BYTES}"
         )),
         (.., Some(0)) => Err("ttl_ms is 0; a time to live is at least 1 ms".to_owned()),
         _ => Ok(()),
