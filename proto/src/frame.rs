@@ -246,12 +246,13 @@ impl Decoder {
         if !self.fill_partial(end) {
             return Ok(None);
         }
-        let mut payload = self.partial.split_to(end);
+        let mut payload = if self.partial.len() == end {
+            // The frame takes the allocation with it: a stream that is idle from now on keeps nothing.
+            std::mem::take(&mut self.partial)
+        } else {
+            self.partial.split_to(end)
+        };
         payload.advance(HEADER_LEN);
-        if self.partial.is_empty() {
-            // Do not keep an allocation as large as this frame for a stream that may be idle from now on.
-            self.partial = BytesMut::new();
-        }
         Ok(Some(frame(&header, payload.freeze())))
     }
 
