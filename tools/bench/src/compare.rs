@@ -1,0 +1,497 @@
+//! Ratios between servers, measured in alternating rounds on one machine.
+//!
+//! Every round runs the baseline first and last (A B C A'), and every second round in reverse, so that a
+//! drifting machine cannot favour one. Ratios are taken within a round; the spread of A'/A is the noise floor,
+//! below which a difference is said to be none.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::BenchError;
+use crate::engine::{Mode, Progress, RunContext, RunSettings, run};
+use crate::peers::Server;
+use crate::result::RunResult;
+use crate::system::{Environment, Probe};
+use crate::workload::{Class, KeyDistribution, Mix, WorkloadSpec};
+
+/// One line of a comparison: operation, connections and depth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Row {
+    /// The operation.
+    pub class: Class,
+    /// Connections.
+    pub connections: usize,
+    /// Operations written at once on each.
+    pub depth: u32,
+}
+
+impl Row {
+    /// The rows of the scenario `single`.
+    pub const SINGLE: [Self; 7] = [
+        Self {
+            class: Class::Get,
+            connections: 50,
+            depth: 64,
+        },
+        Self {
+            class: Class::Get,
+            connections: 50,
+            depth: 16,
+        },
+        Self {
+            class: Class::Get,
+            connections: 50,
+            depth: 1,
+        },
+        Self {
+            class: Class::Get,
+            connections: 1,
+            depth: 1,
+        },
+        Self {
+            class: Class::Put,
+            connections: 50,
+            depth: 64,
+        },
+        Self {
+            class: Class::Put,
+            connections: 50,
+            depth: 16,
+        },
+        Self {
+            class: Class::Put,
+            connections: 50,
+            depth: 1,
+        },
+    ];
+}
+
+impl std::str::FromStr for Row {
+    type Err = String;
+
+    /// Parses `get:50x64`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = || {
+            let (class, shape) = text.split_once(':')?;
+            let class = match class {
+                "get" => Class::Get,
+                "put" => Class::Put,
+                "incr" => Class::Incr,
+                "multiget" => Class::MultiGet,
+                _ => return None,
+            };
+            let (connections, depth) = shape.split_once('x')?;
+            let row = Self {
+                class,
+                connections: connections.parse().ok()?,
+                depth: depth.parse().ok()?,
+            };
+            (row.connections > 0 && row.depth > 0).then_some(row)
+        };
+        parse().ok_or_else(|| format!("{text:?} is not a row: write get:50x64 (operation:connections x depth)"))
+    }
+}
+
+impl std::fmt::Display for Row {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} {}x{}",
+            self.class.name().to_uppercase(),
+            self.connections,
+            self.depth
+        )
+    }
+}
+
+/// How a comparison is carried out.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CompareSettings {
+    /// What is measured.
+    pub rows: Vec<Row>,
+    /// Rounds of each row.
+    pub rounds: usize,
+    /// Measured time of one run.
+    pub duration: Duration,
+    /// Warm-up of one run.
+    pub warmup: Duration,
+    /// Keys, lengths, distribution.
+    pub workload: WorkloadSpec,
+    /// CPUs of the client's threads.
+    pub client_cpus: Vec<usize>,
+    /// CPUs of the servers.
+    pub server_cpus: Vec<usize>,
+}
+
+/// A whole comparison; the first server is the baseline.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// Where it was measured.
+    pub environment: Environment,
+    /// How.
+    pub settings: CompareSettings,
+    /// Names, the baseline's first.
+    pub servers: Vec<String>,
+    /// Resident memory around the loading of the data set, by server.
+    pub footprints: Vec<Option<Footprint>>,
+    /// The rows, as far as they were measured.
+    pub rows: Vec<RowResult>,
+    /// What ended it before its time.
+    pub error: Option<String>,
+    /// Whether somebody stopped it.
+    pub interrupted: bool,
+}
+
+/// Resident memory of a server's processes around the loading of a data set.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Footprint {
+    /// Before, in bytes.
+    pub before_bytes: u64,
+    /// After, in bytes.
+    pub after_bytes: u64,
+    /// Entries loaded.
+    pub entries: u64,
+}
+
+impl Footprint {
+    /// Whole resident memory an entry, in bytes.
+    pub fn whole_per_entry(&self) -> f64 {
+        self.after_bytes as f64 / self.entries as f64
+    }
+
+    /// Growth an entry, in bytes.
+    pub fn growth_per_entry(&self) -> f64 {
+        self.after_bytes.saturating_sub(self.before_bytes) as f64 / self.entries as f64
+    }
+}
+
+/// One row of a comparison.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RowResult {
+    /// What was measured.
+    pub row: Row,
+    /// Rounds; in each the servers in the order of [`Comparison::servers`], and the baseline's second run last.
+    pub rounds: Vec<Vec<RunResult>>,
+}
+
+/// Minimum, median and maximum over the rounds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Smallest.
+    pub min: f64,
+    /// Median.
+    pub median: f64,
+    /// Largest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// The spread of some values; `None` of none.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut values: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
+        values.sort_by(f64::total_cmp);
+        let (min, max) = (*values.first()?, *values.last()?);
+        let middle = values.len() / 2;
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            f64::midpoint(values[middle - 1], values[middle])
+        };
+        Some(Self { min, median, max })
+    }
+}
+
+/// A figure of a run that servers are compared by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    /// Server's processor time an operation, in microseconds.
+    ServerCpu,
+    /// Operations a second.
+    Rate,
+    /// Median latency in microseconds.
+    P50,
+    /// 99th percentile in microseconds.
+    P99,
+    /// 99.9th percentile in microseconds.
+    P999,
+}
+
+impl Metric {
+    /// Every metric, in report order.
+    pub const ALL: [Self; 5] = [Self::ServerCpu, Self::Rate, Self::P50, Self::P99, Self::P999];
+
+    /// Whether more is better.
+    pub const fn higher_is_better(self) -> bool {
+        matches!(self, Self::Rate)
+    }
+
+    /// Its value in a run.
+    pub fn of(self, result: &RunResult) -> Option<f64> {
+        let class = result.classes.first();
+        match self {
+            Self::ServerCpu => result.server_cpu.map(|cpu| cpu.us_per_operation),
+            Self::Rate => Some(result.rate_per_s),
+            Self::P50 => class.map(|class| class.latency.p50_us),
+            Self::P99 => class.map(|class| class.latency.p99_us),
+            Self::P999 => class.map(|class| class.latency.p99_9_us),
+        }
+        .filter(|value| *value > 0.0)
+    }
+}
+
+impl RowResult {
+    /// A metric of server `index` (0 = baseline) over the rounds.
+    pub fn spread(&self, index: usize, metric: Metric) -> Option<Spread> {
+        Spread::of(self.rounds.iter().filter_map(|round| metric.of(round.get(index)?)))
+    }
+
+    /// How many times better the baseline is than server `index` (above 1: the baseline wins), within each round. The
+    /// baseline's value is the mean of its two runs.
+    pub fn ratio(&self, index: usize, metric: Metric) -> Option<Spread> {
+        Spread::of(self.rounds.iter().filter_map(|round| {
+            let first = metric.of(round.first()?)?;
+            let last = metric.of(round.last()?)?;
+            let (ours, theirs) = (f64::midpoint(first, last), metric.of(round.get(index)?)?);
+            Some(if metric.higher_is_better() {
+                ours / theirs
+            } else {
+                theirs / ours
+            })
+        }))
+    }
+
+    /// Largest deviation of the baseline from itself within a round: the noise floor (0.05 = 5 %).
+    pub fn noise(&self, metric: Metric) -> Option<f64> {
+        self.rounds
+            .iter()
+            .filter_map(|round| {
+                let (first, last) = (metric.of(round.first()?)?, metric.of(round.last()?)?);
+                Some((last / first).max(first / last) - 1.0)
+            })
+            .max_by(f64::total_cmp)
+    }
+}
+
+/// Loads the data set into a server, by writes in batches, and tells what it costs in resident memory.
+pub fn load(
+    server: &Server,
+    workload: &WorkloadSpec,
+    client_cpus: &[usize],
+    stop: &AtomicBool,
+) -> Result<Option<Footprint>, BenchError> {
+    let before = server.probe().resident_bytes();
+    load_keys(server.connector(), workload, client_cpus, stop)?;
+    let after = server.probe().resident_bytes();
+    Ok(before.zip(after).map(|(before_bytes, after_bytes)| Footprint {
+        before_bytes,
+        after_bytes,
+        entries: workload.keys,
+    }))
+}
+
+/// Writes every key of a workload once.
+pub fn load_keys(
+    connector: &dyn crate::target::Connector,
+    workload: &WorkloadSpec,
+    client_cpus: &[usize],
+    stop: &AtomicBool,
+) -> Result<(), BenchError> {
+    let spec = WorkloadSpec {
+        mix: Mix::only(Class::Put),
+        distribution: KeyDistribution::Sequential,
+        refill: false,
+        trace: None,
+        ttl_ms: 0,
+        ..workload.clone()
+    };
+    let settings = RunSettings {
+        mode: Mode::Closed {
+            depth: 64,
+            window: false,
+        },
+        connections: 16,
+        client_cpus: client_cpus.to_vec(),
+        warmup: Duration::ZERO,
+        duration: Duration::from_hours(1),
+        operations: Some(spec.keys),
+        ..RunSettings::default()
+    };
+    let result = run(
+        connector,
+        &spec,
+        &settings,
+        RunContext {
+            stop,
+            probe: None,
+            progress: &mut |_| {},
+        },
+    )?;
+    if let Some(error) = result.error {
+        return Err(BenchError::Load(error));
+    }
+    if result.failed() > 0 {
+        return Err(BenchError::Load(format!(
+            "{} of {} writes failed: {:?}",
+            result.failed(),
+            spec.keys,
+            result.failures
+        )));
+    }
+    Ok(())
+}
+
+/// What a comparison tells while it goes on.
+pub trait Observer {
+    /// A step begins.
+    fn step(&mut self, text: &str);
+    /// A run goes on.
+    fn progress(&mut self, progress: Progress);
+    /// A row is complete.
+    fn row(&mut self, servers: &[String], row: &RowResult);
+}
+
+/// Compares running servers, the first being the baseline. What was measured is kept whatever happens.
+pub fn compare(
+    servers: &[Server],
+    settings: CompareSettings,
+    environment: Environment,
+    stop: &AtomicBool,
+    observer: &mut dyn Observer,
+) -> Comparison {
+    let mut comparison = Comparison {
+        environment,
+        servers: servers.iter().map(|server| server.name().to_owned()).collect(),
+        footprints: Vec::new(),
+        rows: Vec::new(),
+        error: None,
+        interrupted: false,
+        settings,
+    };
+    for server in servers {
+        comparison
+            .environment
+            .versions
+            .insert(server.name().to_owned(), server.version().to_owned());
+    }
+    if let Err(error) = carry_out(servers, &mut comparison, stop, observer) {
+        comparison.error = Some(error.to_string());
+    }
+    comparison.interrupted = stop.load(Ordering::Relaxed);
+    comparison
+}
+
+fn carry_out(
+    servers: &[Server],
+    comparison: &mut Comparison,
+    stop: &AtomicBool,
+    observer: &mut dyn Observer,
+) -> Result<(), BenchError> {
+    let settings = comparison.settings.clone();
+    for server in servers {
+        observer.step(&format!(
+            "loading {} keys into {}",
+            settings.workload.keys,
+            server.name()
+        ));
+        let resident = load(server, &settings.workload, &settings.client_cpus, stop)?;
+        comparison.footprints.push(resident);
+    }
+    for row in &settings.rows {
+        comparison.rows.push(RowResult {
+            row: *row,
+            rounds: Vec::new(),
+        });
+        for round in 0..settings.rounds {
+            let mut results: Vec<Option<RunResult>> = vec![None; servers.len() + 1];
+            let mut order: Vec<usize> = (0..=servers.len()).collect();
+            if round % 2 == 1 {
+                order.reverse();
+            }
+            for position in order {
+                if stop.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                let server = &servers[position % servers.len()];
+                observer.step(&format!(
+                    "{row}, round {} of {}: {}",
+                    round + 1,
+                    settings.rounds,
+                    server.name()
+                ));
+                let spec = WorkloadSpec {
+                    mix: Mix::only(row.class),
+                    ..settings.workload.clone()
+                };
+                let run_settings = RunSettings {
+                    mode: Mode::Closed {
+                        depth: row.depth,
+                        window: false,
+                    },
+                    connections: row.connections,
+                    threads: 1,
+                    client_cpus: settings.client_cpus.clone(),
+                    warmup: settings.warmup,
+                    duration: settings.duration,
+                    spin: !settings.client_cpus.is_empty(),
+                    ..RunSettings::default()
+                };
+                let context = RunContext {
+                    stop,
+                    probe: Some(server.probe() as &dyn Probe),
+                    progress: &mut |progress| observer.progress(progress),
+                };
+                let mut result = run(server.connector(), &spec, &run_settings, context)?;
+                server.name().clone_into(&mut result.target);
+                if let Some(error) = result.error {
+                    return Err(BenchError::Load(error));
+                }
+                results[position] = Some(result);
+            }
+            if let Some(measured) = comparison.rows.last_mut() {
+                measured.rounds.push(results.into_iter().flatten().collect());
+            }
+        }
+        if let Some(measured) = comparison.rows.last() {
+            observer.row(&comparison.servers, measured);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_read_as_they_are_written() {
+        let row: Row = "get:50x64".parse().unwrap();
+        assert_eq!(row, Row::SINGLE[0]);
+        assert_eq!(row.to_string(), "GET 50x64");
+        for text in ["", "get", "get:50", "get:0x1", "get:1x0", "cas:1x1", "x:1x1"] {
+            assert!(text.parse::<Row>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_spread_has_its_median() {
+        assert_eq!(
+            Spread::of([3.0, 1.0, 2.0]),
+            Some(Spread {
+                min: 1.0,
+                median: 2.0,
+                max: 3.0
+            })
+        );
+        assert_eq!(
+            Spread::of([4.0, 1.0]),
+            Some(Spread {
+                min: 1.0,
+                median: 2.5,
+                max: 4.0
+            })
+        );
+        assert_eq!(Spread::of([f64::NAN]), None);
+    }
+}

@@ -1,0 +1,402 @@
+//! One self-contained page: latency by percentile, latency and rate over time with an event line, and the
+//! figures as tables. Charts are inline SVG; nothing is loaded from anywhere, nothing runs.
+
+use std::fmt::Write as _;
+
+use plotters::coord::Shift;
+use plotters::prelude::*;
+
+use super::Report;
+use super::table::{short, time};
+use crate::compare::{Comparison, Metric};
+use crate::result::{Event, RunResult};
+use crate::system::Environment;
+
+/// Width and height of a chart in pixels of its view box.
+const SIZE: (u32, u32) = (900, 380);
+/// Colours of the curves: distinguishable without red against green (Okabe and Ito).
+const COLOURS: [RGBColor; 7] = [
+    RGBColor(0, 114, 178),
+    RGBColor(230, 159, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(204, 121, 167),
+    RGBColor(213, 94, 0),
+    RGBColor(86, 180, 233),
+    RGBColor(80, 80, 80),
+];
+const FONT: &str = "sans-serif";
+
+/// A named line of points.
+struct Curve {
+    name: String,
+    points: Vec<(f64, f64)>,
+}
+
+/// Renders a report.
+///
+/// # Errors
+/// What the plotting crate says of a chart it cannot draw.
+pub fn render(report: &Report) -> Result<String, String> {
+    match report {
+        Report::Runs { environment, runs, .. } => {
+            let mut body = String::new();
+            for run in runs {
+                let _ = write!(
+                    body,
+                    "<h2>{}</h2><p>{}</p>",
+                    escape(&run.target),
+                    escape(&run.settings.mode.to_string())
+                );
+                verdict(&mut body, run);
+                figures(&mut body, run);
+            }
+            let _ = write!(
+                body,
+                "<h2>Latency by percentile</h2>{}",
+                by_percentile(&runs.iter().collect::<Vec<_>>())?
+            );
+            for run in runs {
+                let _ = write!(body, "<h2>Over time: {}</h2>{}", escape(&label(run)), over_time(run)?);
+            }
+            Ok(page("Latency report", environment, &body))
+        }
+        Report::Comparison { comparison, .. } => {
+            let mut body = String::new();
+            for row in &comparison.rows {
+                let _ = write!(
+                    body,
+                    "<h2>{}</h2><p>{} connections, closed loop, batches of {} written at once, {} rounds</p>",
+                    row.row,
+                    row.row.connections,
+                    row.row.depth,
+                    row.rounds.len()
+                );
+                comparison_figures(&mut body, comparison, row);
+                if let Some(round) = row.rounds.first() {
+                    let runs: Vec<_> = round.iter().take(comparison.servers.len()).collect();
+                    body.push_str(&by_percentile(&runs)?);
+                }
+            }
+            Ok(page("Comparison", &comparison.environment, &body))
+        }
+    }
+}
+
+fn label(run: &RunResult) -> String {
+    match run.settings.mode {
+        crate::engine::Mode::Open { rate_per_s, .. } => format!("{} at {}/s", run.target, short(rate_per_s)),
+        crate::engine::Mode::Closed { .. } => run.target.clone(),
+    }
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+}
+
+fn verdict(body: &mut String, run: &RunResult) {
+    for reason in run.invalid.iter().chain(&run.error) {
+        let _ = write!(body, "<p class=\"bad\">Not to be used: {}</p>", escape(reason));
+    }
+}
+
+fn figures(body: &mut String, run: &RunResult) {
+    body.push_str("<table><tr><th></th><th>count</th><th>mean</th><th>p50</th><th>p90</th><th>p99</th><th>p99.9</th><th>p99.99</th><th>max</th></tr>");
+    for class in &run.classes {
+        for (name, times) in [(class.class.name(), &class.latency), ("service time", &class.service)] {
+            let _ = write!(body, "<tr><td>{name}</td><td>{}</td>", times.count);
+            for us in [
+                times.mean_us,
+                times.p50_us,
+                times.p90_us,
+                times.p99_us,
+                times.p99_9_us,
+                times.p99_99_us,
+                times.max_us,
+            ] {
+                let _ = write!(body, "<td>{}</td>", time(us));
+            }
+            body.push_str("</tr>");
+        }
+    }
+    let _ = write!(
+        body,
+        "</table><p>{} operations/s over {:.1} s, {} failed",
+        short(run.rate_per_s),
+        run.measured_s,
+        run.failed()
+    );
+    if let Some(ratio) = run.hit_ratio() {
+        let _ = write!(body, ", hit ratio {:.2} %", ratio * 100.0);
+    }
+    if let Some(cpu) = run.server_cpu {
+        let _ = write!(body, ", server CPU {:.3} µs/operation", cpu.us_per_operation);
+    }
+    body.push_str("</p>");
+}
+
+fn comparison_figures(body: &mut String, comparison: &Comparison, row: &crate::compare::RowResult) {
+    body.push_str("<table><tr><th>median (ratio to the first)</th><th>server CPU/op</th><th>operations/s</th><th>p50</th><th>p99</th><th>p99.9</th></tr>");
+    for (index, server) in comparison.servers.iter().enumerate() {
+        let _ = write!(body, "<tr><td>{}</td>", escape(server));
+        for metric in Metric::ALL {
+            let value = row.spread(index, metric).map_or_else(
+                || "-".to_owned(),
+                |spread| {
+                    if metric == Metric::Rate {
+                        short(spread.median)
+                    } else {
+                        format!("{:.2} µs", spread.median)
+                    }
+                },
+            );
+            let ratio = match (index, row.ratio(index, metric), row.noise(metric)) {
+                (0, _, Some(noise)) => format!(" (A/A ±{:.0} %)", noise * 100.0),
+                (_, Some(ratio), _) => format!(" ({:.2}× [{:.2}–{:.2}])", ratio.median, ratio.min, ratio.max),
+                _ => String::new(),
+            };
+            let _ = write!(body, "<td>{value}{ratio}</td>");
+        }
+        body.push_str("</tr>");
+    }
+    body.push_str("</table>");
+}
+
+/// Latency by percentile, the axis stretched towards 100 % (1 / (1 - q), logarithmic), as HDR plots do.
+fn by_percentile(runs: &[&RunResult]) -> Result<String, String> {
+    let mut curves = Vec::new();
+    for run in runs {
+        for class in &run.classes {
+            let Some(histogram) = class.latency.histogram() else {
+                continue;
+            };
+            let points = histogram
+                .iter_quantiles(5)
+                .map(|step| (step.quantile_iterated_to(), step.value_iterated_to()))
+                .filter(|(quantile, _)| *quantile < 1.0)
+                .map(|(quantile, ns)| (1.0 / (1.0 - quantile), ns as f64 / 1e3))
+                .collect();
+            let name = if run.classes.len() > 1 {
+                format!("{} {}", label(run), class.class.name())
+            } else {
+                label(run)
+            };
+            curves.push(Curve { name, points });
+        }
+    }
+    let right = curves
+        .iter()
+        .filter_map(|curve| curve.points.last())
+        .map(|point| point.0)
+        .fold(100.0, f64::max);
+    svg(|area| {
+        let (low, high) = bounds(&curves);
+        let mut chart = ChartBuilder::on(area)
+            .margin(12)
+            .x_label_area_size(40)
+            .y_label_area_size(76)
+            .build_cartesian_2d((1.0..right).log_scale(), (low..high).log_scale())
+            .map_err(|error| error.to_string())?;
+        chart
+            .configure_mesh()
+            .x_desc("percentile")
+            .y_desc("latency")
+            .x_label_formatter(&|x| percentile_label(*x))
+            .y_label_formatter(&|y| time(*y))
+            .light_line_style(RGBColor(240, 240, 240))
+            .label_style((FONT, 13))
+            .axis_desc_style((FONT, 14))
+            .draw()
+            .map_err(|error| error.to_string())?;
+        draw_curves(&mut chart, &curves)
+    })
+}
+
+#[allow(clippy::cast_sign_loss, reason = "clamped to 3 to 12")]
+fn percentile_label(x: f64) -> String {
+    let nines = x.log10().round();
+    if (x / 10_f64.powf(nines) - 1.0).abs() > 1e-6 {
+        return String::new();
+    }
+    match nines {
+        n if n < 0.5 => "0 %".to_owned(),
+        n if n < 1.5 => "90 %".to_owned(),
+        n if n < 2.5 => "99 %".to_owned(),
+        n => format!("{:.*} %", n.clamp(3.0, 12.0) as usize - 2, 100.0 - 100.0 / x),
+    }
+}
+
+/// Latency and rate by interval, with the events as vertical lines.
+fn over_time(run: &RunResult) -> Result<String, String> {
+    let curve = |name: &str, of: &dyn Fn(&crate::result::IntervalResult) -> f64| Curve {
+        name: name.to_owned(),
+        points: run
+            .intervals
+            .iter()
+            .filter(|interval| interval.latency.count > 0)
+            .map(|interval| (interval.start_s + interval.length_s / 2.0, of(interval)))
+            .collect(),
+    };
+    let latencies = [
+        curve("p50", &|interval| interval.latency.p50_us),
+        curve("p99", &|interval| interval.latency.p99_us),
+        curve("p99.9", &|interval| interval.latency.p99_9_us),
+        curve("max", &|interval| interval.latency.max_us),
+    ];
+    let end_s = run
+        .intervals
+        .last()
+        .map_or(1.0, |last| last.start_s + last.length_s)
+        .max(run.measured_s);
+    let latency = svg(|area| {
+        let (low, high) = bounds(&latencies);
+        let mut chart = ChartBuilder::on(area)
+            .margin(12)
+            .x_label_area_size(40)
+            .y_label_area_size(76)
+            .build_cartesian_2d(0.0..end_s, (low..high).log_scale())
+            .map_err(|error| error.to_string())?;
+        chart
+            .configure_mesh()
+            .x_desc("seconds")
+            .y_desc("latency")
+            .y_label_formatter(&|y| time(*y))
+            .light_line_style(RGBColor(240, 240, 240))
+            .label_style((FONT, 13))
+            .axis_desc_style((FONT, 14))
+            .draw()
+            .map_err(|error| error.to_string())?;
+        for Event { at_s, text } in &run.events {
+            let line = LineSeries::new([(*at_s, low), (*at_s, high)], BLACK.mix(0.6));
+            chart.draw_series(line).map_err(|error| error.to_string())?;
+            let label = Text::new(text.clone(), (*at_s, high * 0.8), (FONT, 12));
+            chart
+                .draw_series(std::iter::once(label))
+                .map_err(|error| error.to_string())?;
+        }
+        draw_curves(&mut chart, &latencies)
+    })?;
+    let rates = [curve("operations/s", &|interval| interval.rate_per_s)];
+    let rate = svg(|area| {
+        let high = rates[0].points.iter().map(|point| point.1).fold(1.0, f64::max) * 1.1;
+        let mut chart = ChartBuilder::on(area)
+            .margin(12)
+            .x_label_area_size(40)
+            .y_label_area_size(76)
+            .build_cartesian_2d(0.0..end_s, 0.0..high)
+            .map_err(|error| error.to_string())?;
+        chart
+            .configure_mesh()
+            .x_desc("seconds")
+            .y_desc("operations/s")
+            .y_label_formatter(&|y| short(*y))
+            .light_line_style(RGBColor(240, 240, 240))
+            .label_style((FONT, 13))
+            .axis_desc_style((FONT, 14))
+            .draw()
+            .map_err(|error| error.to_string())?;
+        draw_curves(&mut chart, &rates)
+    })?;
+    Ok(latency + &rate)
+}
+
+/// Bounds of a logarithmic axis that holds every point, in whole decades.
+fn bounds(curves: &[Curve]) -> (f64, f64) {
+    let values = || {
+        curves
+            .iter()
+            .flat_map(|curve| &curve.points)
+            .map(|point| point.1)
+            .filter(|value| *value > 0.0)
+    };
+    let low = values().fold(f64::INFINITY, f64::min);
+    let high = values().fold(0.0, f64::max);
+    if high <= 0.0 {
+        return (1.0, 1_000.0);
+    }
+    let (low, high) = (10_f64.powf(low.log10().floor()), 10_f64.powf(high.log10().ceil()));
+    (low, high.max(low * 10.0))
+}
+
+fn draw_curves<'a, 'b: 'a, X, Y>(
+    chart: &mut ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, Y>>,
+    curves: &[Curve],
+) -> Result<(), String>
+where
+    X: plotters::coord::ranged1d::Ranged<ValueType = f64>,
+    Y: plotters::coord::ranged1d::Ranged<ValueType = f64>,
+{
+    for (curve, colour) in curves.iter().zip(COLOURS.into_iter().cycle()) {
+        chart
+            .draw_series(LineSeries::new(curve.points.iter().copied(), colour.stroke_width(2)))
+            .map_err(|error| error.to_string())?
+            .label(curve.name.clone())
+            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .background_style(WHITE.mix(0.85))
+        .border_style(RGBColor(200, 200, 200))
+        .label_font((FONT, 13))
+        .draw()
+        .map_err(|error| error.to_string())
+}
+
+/// Draws one chart and returns it as an element that scales with the page.
+fn svg(draw: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), String>) -> Result<String, String> {
+    let mut text = String::new();
+    {
+        let area = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
+        area.fill(&WHITE).map_err(|error| error.to_string())?;
+        draw(&area)?;
+        area.present().map_err(|error| error.to_string())?;
+    }
+    Ok(format!("<figure>{text}</figure>"))
+}
+
+fn page(title: &str, environment: &Environment, body: &str) -> String {
+    let versions: Vec<_> = environment
+        .versions
+        .iter()
+        .map(|(name, version)| format!("{name}: {version}"))
+        .collect();
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
+         <title>{title}</title><style>\
+         body{{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}}\
+         table{{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}}\
+         td,th{{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd}}\
+         td:first-child,th:first-child{{text-align:left}}figure{{margin:1rem 0}}svg{{max-width:100%;height:auto}}\
+         .bad{{color:#b00;font-weight:600}}.small{{color:#666;font-size:13px}}</style></head><body>\
+         <h1>{title}</h1><p class=\"small\">{} × {}{}, Linux {}, load before {:.2}; {}<br><code>{}</code></p>{body}</body></html>\n",
+        environment.cpus,
+        escape(&environment.cpu),
+        if environment.virtual_machine { " (virtual)" } else { "" },
+        escape(&environment.kernel),
+        environment.load_before[0],
+        escape(&versions.join("; ")),
+        escape(&environment.command.join(" ")),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_labelled_at_the_nines_only() {
+        assert_eq!(percentile_label(1.0), "0 %");
+        assert_eq!(percentile_label(10.0), "90 %");
+        assert_eq!(percentile_label(100.0), "99 %");
+        assert_eq!(percentile_label(10_000.0), "99.99 %");
+        assert_eq!(percentile_label(20.0), "");
+    }
+
+    #[test]
+    fn markup_in_names_is_text() {
+        assert_eq!(escape("<a&b>\""), "&lt;a&amp;b&gt;&quot;");
+    }
+}

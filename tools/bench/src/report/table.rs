@@ -1,0 +1,286 @@
+//! Plain tables for the terminal.
+
+use std::fmt::Write as _;
+
+use comfy_table::presets::ASCII_MARKDOWN;
+use comfy_table::{CellAlignment, ContentArrangement, Table};
+
+use crate::compare::{Comparison, Metric, RowResult, Spread};
+use crate::engine::Mode;
+use crate::result::{Latencies, RunResult};
+
+fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(ASCII_MARKDOWN)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(header);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+/// A number with about three significant digits.
+pub fn short(value: f64) -> String {
+    match value.abs() {
+        v if v >= 1e7 => format!("{:.1} M", value / 1e6),
+        v if v >= 1e6 => format!("{:.2} M", value / 1e6),
+        v if v >= 1e4 => format!("{:.0} k", value / 1e3),
+        v if v >= 100.0 => format!("{value:.0}"),
+        v if v >= 10.0 => format!("{value:.1}"),
+        _ => format!("{value:.2}"),
+    }
+}
+
+/// A time given in microseconds.
+pub fn time(us: f64) -> String {
+    if us >= 1e6 {
+        format!("{:.2} s", us / 1e6)
+    } else if us >= 1e3 {
+        format!("{:.2} ms", us / 1e3)
+    } else {
+        format!("{us:.1} µs")
+    }
+}
+
+/// One run: rate, latencies by class, failures, verdict.
+pub fn run(result: &RunResult) -> String {
+    let mut text = String::new();
+    let _ = writeln!(
+        text,
+        "{}: {} {} over {} connections, {} keys ({}), values of {} B",
+        result.target,
+        result.workload.mix,
+        result.settings.mode,
+        result.settings.connections,
+        result.workload.keys,
+        result.workload.trace.as_ref().map_or_else(
+            || result.workload.distribution.to_string(),
+            |path| path.display().to_string()
+        ),
+        result.workload.value_size,
+    );
+    let mut latencies = table(&["", "count", "mean", "p50", "p90", "p99", "p99.9", "p99.99", "max"]);
+    let mut line = |name: String, times: &Latencies| {
+        let mut cells = vec![name, times.count.to_string()];
+        let columns = [
+            times.mean_us,
+            times.p50_us,
+            times.p90_us,
+            times.p99_us,
+            times.p99_9_us,
+            times.p99_99_us,
+            times.max_us,
+        ];
+        cells.extend(columns.map(time));
+        latencies.add_row(cells);
+    };
+    let open = matches!(result.settings.mode, Mode::Open { .. });
+    for class in &result.classes {
+        line(class.class.name().to_owned(), &class.latency);
+        if open {
+            line("  service time".to_owned(), &class.service);
+        }
+    }
+    let _ = writeln!(text, "{latencies}");
+    let _ = write!(
+        text,
+        "{} operations/s over {:.1} s",
+        short(result.rate_per_s),
+        result.measured_s
+    );
+    if let Some(ratio) = result.hit_ratio().filter(|_| result.misses > 0) {
+        let _ = write!(text, ", hit ratio {:.2} %", ratio * 100.0);
+    }
+    if let Some(cpu) = result.server_cpu {
+        let _ = write!(
+            text,
+            ", server CPU {:.3} µs/operation ({:.2} cores)",
+            cpu.us_per_operation, cpu.cores
+        );
+    }
+    let _ = writeln!(
+        text,
+        ", client CPU {:.3} µs/operation",
+        result.client_cpu_us_per_operation
+    );
+    if result.conflicts > 0 {
+        let _ = writeln!(text, "{} conditions did not hold", result.conflicts);
+    }
+    for (kind, count) in &result.failures {
+        let _ = writeln!(text, "FAILED: {count} {kind}");
+    }
+    if open && result.lateness.held > 0 {
+        let _ = writeln!(
+            text,
+            "{} sends waited for the target (its bound of unanswered operations); their wait is in the latency",
+            result.lateness.held
+        );
+    }
+    text.push_str(&verdict(result));
+    text
+}
+
+/// What is wrong with a run; empty when nothing is.
+pub fn verdict(result: &RunResult) -> String {
+    let mut text = String::new();
+    for reason in &result.invalid {
+        let _ = writeln!(text, "*** INVALID RUN: {reason} ***");
+    }
+    if let Some(error) = &result.error {
+        let _ = writeln!(
+            text,
+            "*** ENDED EARLY: {error}; the figures cover {:.1} s ***",
+            result.measured_s
+        );
+    } else if result.interrupted {
+        let _ = writeln!(text, "interrupted: the figures cover {:.1} s", result.measured_s);
+    }
+    text
+}
+
+fn spread(spread: Option<Spread>, show: impl Fn(f64) -> String) -> String {
+    spread.map_or_else(|| "-".to_owned(), |spread| show(spread.median))
+}
+
+fn ratio(row: &RowResult, index: usize, metric: Metric) -> String {
+    let Some(spread) = row.ratio(index, metric) else {
+        return "-".to_owned();
+    };
+    let noise = row.noise(metric).unwrap_or(0.0);
+    let change = spread.median.max(1.0 / spread.median) - 1.0;
+    let mark = if change <= noise { " ~" } else { "" };
+    format!("{:.2} [{:.2}-{:.2}]{mark}", spread.median, spread.min, spread.max)
+}
+
+/// One row of a comparison: a line a server.
+pub fn row(servers: &[String], row: &RowResult) -> String {
+    let mut text = format!(
+        "{}: {} connection(s), closed loop, batches of {} written at once, {} round(s)\n",
+        row.row,
+        row.row.connections,
+        row.row.depth,
+        row.rounds.len()
+    );
+    let mut lines = table(&[
+        "server",
+        "CPU µs/op",
+        "ratio",
+        "ops/s",
+        "ratio",
+        "p50",
+        "ratio",
+        "p99",
+        "ratio",
+        "p99.9",
+        "ratio",
+        "cores",
+    ]);
+    for (index, server) in servers.iter().enumerate() {
+        let mut cells = vec![server.clone()];
+        for metric in Metric::ALL {
+            let show = |value: f64| match metric {
+                Metric::ServerCpu => format!("{value:.3}"),
+                Metric::Rate => short(value),
+                _ => time(value),
+            };
+            cells.push(spread(row.spread(index, metric), show));
+            cells.push(if index == 0 {
+                row.noise(metric)
+                    .map_or_else(|| "-".to_owned(), |noise| format!("A/A ±{:.0} %", noise * 100.0))
+            } else {
+                ratio(row, index, metric)
+            });
+        }
+        let cores = row
+            .rounds
+            .iter()
+            .filter_map(|round| round.get(index)?.server_cpu)
+            .map(|cpu| cpu.cores);
+        cells.push(spread(Spread::of(cores), |cores| format!("{cores:.2}")));
+        lines.add_row(cells);
+    }
+    let _ = writeln!(text, "{lines}");
+    text
+}
+
+/// The head and foot of a comparison.
+pub fn comparison(comparison: &Comparison) -> String {
+    let environment = &comparison.environment;
+    let mut text = String::new();
+    let _ = writeln!(
+        text,
+        "Ratios: how many times better {} is (above 1), median [min-max] over the rounds, each within its round. ~ marks a \
+         difference below the noise floor (A/A).",
+        comparison.servers.first().map_or("the first", String::as_str)
+    );
+    let memory: Vec<_> = comparison
+        .servers
+        .iter()
+        .zip(&comparison.footprints)
+        .map(|(server, footprint)| match footprint {
+            Some(footprint) => {
+                format!(
+                    "{server} {:.0} ({:.0})",
+                    footprint.whole_per_entry(),
+                    footprint.growth_per_entry()
+                )
+            }
+            None => format!("{server} -"),
+        })
+        .collect();
+    let workload = &comparison.settings.workload;
+    let _ = writeln!(
+        text,
+        "Resident bytes an entry, whole process (growth by loading), {} keys of {}+{} B: {}",
+        workload.keys,
+        workload.key_len,
+        workload.value_size,
+        memory.join(", ")
+    );
+    let _ = writeln!(
+        text,
+        "{} x {}{}, Linux {}, load before {:.2}; servers on CPU {:?}, client on CPU {:?}",
+        environment.cpus,
+        environment.cpu,
+        if environment.virtual_machine { " (virtual)" } else { "" },
+        environment.kernel,
+        environment.load_before[0],
+        comparison.settings.server_cpus,
+        comparison.settings.client_cpus,
+    );
+    if environment.load_before[0] > environment.cpus as f64 / 2.0 {
+        let _ = writeln!(
+            text,
+            "*** the machine was busy before the start: believe the processor time per operation, not latencies or rates ***"
+        );
+    }
+    if !environment.optimised {
+        let _ = writeln!(
+            text,
+            "*** this program was built without optimisation: use cargo run --release ***"
+        );
+    }
+    if let Some(error) = &comparison.error {
+        let _ = writeln!(text, "*** ENDED EARLY: {error} ***");
+    }
+    if comparison.interrupted {
+        let _ = writeln!(text, "interrupted: the rows above are what was measured");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_short() {
+        assert_eq!(short(12_345_678.0), "12.3 M");
+        assert_eq!(short(1_234_567.0), "1.23 M");
+        assert_eq!(short(12_345.0), "12 k");
+        assert_eq!(short(1.234), "1.23");
+        assert_eq!(time(1_500.0), "1.50 ms");
+    }
+}
