@@ -268,7 +268,8 @@ impl Connection {
         if let Ok(permit) = self.permits.try_acquire_many(permits) {
             return Ok(permit);
         }
-        match timeout_at(deadline, self.permits.acquire_many(permits)).await {
+        // Waiting is the exception: boxed, it does not make every request's future larger.
+        match Box::pin(timeout_at(deadline, self.permits.acquire_many(permits))).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) => Err(Loss::NotExecuted(self.closed_reason())),
             Err(_) => Err(Loss::TimedOut { queued: false }),

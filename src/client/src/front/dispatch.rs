@@ -291,7 +291,7 @@ impl Inner {
             };
             tracing::debug!(error = %failure.error, ?delay, "trying again");
             if !delay.is_zero() {
-                sleep(delay).await;
+                Box::pin(sleep(delay)).await;
             }
         }
     }
@@ -341,7 +341,12 @@ impl Inner {
             addr: target.addr,
             core: target.core,
         };
-        let connection = match self.pool.get(key, Some(target.node), deadline).await {
+        let connection = match self.pool.open_at(key) {
+            Some(connection) => Ok(connection),
+            // What is rare is boxed here and below, so that it does not make every request's future larger.
+            None => Box::pin(self.pool.get(key, Some(target.node), deadline)).await,
+        };
+        let connection = match connection {
             Ok(connection) => connection,
             Err(error) => {
                 self.silent(to, target);
@@ -357,7 +362,7 @@ impl Inner {
         };
         let alone = len >= LARGE_REQUEST_BYTES || matches!(operation, Operation::Keys(_) | Operation::Entries(_));
         let frame = if alone {
-            connection.request_alone(len, deadline, encode).await
+            Box::pin(connection.request_alone(len, deadline, encode)).await
         } else {
             connection.request(len, deadline, encode).await
         };

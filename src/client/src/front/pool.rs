@@ -15,6 +15,7 @@ use generation_proto::request::Hello;
 use generation_proto::{Decoder, Limits, Operation, Reply, Request, RequestOptions, Side, Status, close_code};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionId, Endpoint, EndpointConfig, MtuDiscoveryConfig, TokioRuntime, TransportConfig, VarInt};
+use rustc_hash::FxHashMap;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -65,7 +66,8 @@ pub(crate) struct Pool {
 
 #[derive(Default)]
 struct State {
-    links: HashMap<Key, Link>,
+    /// The keys come from the cluster's own map, so nobody can choose them to collide.
+    links: FxHashMap<Key, Link>,
     /// By core, and whether for IPv6.
     endpoints: HashMap<(u16, bool), Endpoint>,
     closed: bool,
@@ -136,6 +138,14 @@ impl Pool {
                 after: self.connect_timeout,
             }
             .into()),
+        }
+    }
+
+    /// The connection to `key`, if it is open.
+    pub(crate) fn open_at(&self, key: Key) -> Option<Arc<Connection>> {
+        match self.lock().links.get(&key) {
+            Some(Link::Open(connection)) if connection.is_open() => Some(connection.clone()),
+            _ => None,
         }
     }
 
@@ -529,10 +539,13 @@ fn client_certificate_alert(alert: u64) -> Option<&'static str> {
         44 => "it was revoked",
         45 => "it has expired: renew it with `generation certs client`",
         46 => "the node cannot accept it: make it with `generation certs client` for this cluster",
-        48 => "it was not signed by the cluster's authority: make it with `generation certs client` and that authority",
+        // Decrypt error is what a signature by another authority of the same name comes out as; that certificate and key belong
+        // together has been checked before.
+        48 | 51 => {
+            "it was not signed by the cluster's authority: make it with `generation certs client` and that authority"
+        }
         49 => "the node denies it access: check its name and the cluster's access policy",
         116 => "none was shown: name one as `certificate` and `key`",
-        51 => "its signature does not verify: `certificate` and `key` do not belong together",
         _ => return None,
     })
 }

@@ -25,6 +25,10 @@ async fn a_client_of_another_authority_is_told_so() {
     let node = FakeNode::start(&authority, 1, 1);
     let error = connect_with(&authority, &node, Authority::new().issue(CLUSTER, "client/x")).await;
     assert!(matches!(error, ConnectError::ClientCertificate { .. }), "{error}");
+    assert!(
+        error.to_string().contains("not signed by the cluster's authority"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
