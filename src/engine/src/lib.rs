@@ -12,8 +12,8 @@
 //! - **Cursors are positions in hash order**, so a scan begun on one replica resumes on another with the same seed.
 //!
 //! Around it stands what replication needs and what is just as pure: the codec of log entries ([`batch`]), client sessions
-//! ([`session`]), the whole replicated state that a replica applies its log to ([`machine`]), and the format, recovery and
-//! bookkeeping of the journal that keeps the log ([`journal`]).
+//! ([`session`]), the whole replicated state that a replica applies its log to ([`machine`]), the format, recovery and
+//! bookkeeping of the journal that keeps the log ([`journal`]), and the container of snapshots ([`snapshot_file`]).
 //!
 //! Not here: replication itself, disks, clocks.
 
@@ -42,6 +42,7 @@ mod codec;
 pub mod journal;
 pub mod machine;
 pub mod session;
+pub mod snapshot_file;
 
 pub use command::{Command, Condition, Outcome, Victim};
 pub use config::{MAX_KEY_BYTES, MAX_VALUE_BYTES, Policy, ShardConfig};

@@ -153,12 +153,15 @@ impl Machine {
         }
     }
 
-    /// Notes a log entry without content for the state machine: a new leader's blank one, or a change of membership.
+    /// Notes a log entry without content for the state machine: a new leader's blank one, or a change of membership. The entry at
+    /// index 0, the first membership, is what an empty state stands at.
     ///
     /// # Panics
-    /// As [`Machine::apply`].
+    /// As [`Machine::apply`], for indexes above 0.
     pub fn skip(&mut self, index: u64) {
-        self.shard.begin(index, 0);
+        if index > 0 {
+            self.shard.begin(index, 0);
+        }
     }
 
     /// The entries, for reads and proposals.
