@@ -6,11 +6,10 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Log, LogFormat};
 
-/// Starts logging as the configuration says; the environment variable `GENERATION_LOG` wins over its filter. The error is a
-/// filter that cannot be read, in words.
+/// Starts logging as the configuration says. The error is a filter that cannot be read, in words.
 pub fn start(log: &Log) -> Result<(), String> {
-    let rules = std::env::var("GENERATION_LOG").unwrap_or_else(|_| log.filter.clone());
-    let filter = EnvFilter::try_new(&rules).map_err(|error| {
+    let rules = &log.filter;
+    let filter = EnvFilter::try_new(rules).map_err(|error| {
         format!("the log filter `{rules}` is wrong: {error}; an example is \"info,generation_node=debug\"")
     })?;
     let lines = tracing_subscriber::fmt()

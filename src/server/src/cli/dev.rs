@@ -52,6 +52,9 @@ pub struct Args {
     /// UDP port to listen on; 0 takes any that is free.
     #[arg(long, value_name = "P", default_value_t = 7400)]
     port: u16,
+    /// What is logged, such as `info` or `info,generation_node=debug`.
+    #[arg(long, value_name = "FILTER", env = "GENERATION_LOG", default_value = "warn")]
+    log: String,
 }
 
 /// Runs `generation dev`.
@@ -74,7 +77,7 @@ pub fn run(args: &Args, globals: &Globals) -> Result<Exit, Failure> {
     config.memory.budget = args.memory;
     config.memory.max_records = args.max_records;
     config.limits.drain = DRAIN;
-    config.log.filter = "warn".into();
+    config.log.filter.clone_from(&args.log);
     logging::start(&config.log).map_err(Failure::usage)?;
     config.validate().map_err(NodeError::from)?;
     // Held before anything is written: a node that runs from here must keep its certificates.

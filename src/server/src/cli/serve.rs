@@ -50,7 +50,7 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     max_records: Option<u64>,
     /// What is logged, such as `info` or `info,generation_node=debug`.
-    #[arg(long, value_name = "FILTER")]
+    #[arg(long, value_name = "FILTER", env = "GENERATION_LOG")]
     log: Option<String>,
 }
 

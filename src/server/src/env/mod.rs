@@ -264,6 +264,8 @@ impl Env for GlommioEnv {
         let core = &*self.core;
         let arrivals = core.arrivals.take();
         if core.has_work() {
+            // Work without end must not keep the core's tasks from theirs.
+            self.yield_now().await;
             return;
         }
         let before = Instant::now();

@@ -136,7 +136,8 @@ struct Inbox {
     /// is kept for long (out-of-order data) keeps its own bytes alive and not a whole buffer.
     buffers: Vec<Vec<u8>>,
     ready: VecDeque<Datagram>,
-    batch: usize,
+    /// Whether the last call came back full.
+    full: bool,
 }
 
 /// One core's socket.
@@ -155,7 +156,7 @@ impl CoreSocket {
         let inbox = Inbox {
             buffers,
             ready: VecDeque::new(),
-            batch: SMALL_BATCH,
+            full: false,
         };
         Ok(Self {
             socket,
@@ -205,23 +206,31 @@ impl CoreSocket {
     }
 
     fn fill(&self, inbox: &mut Inbox) -> bool {
-        let mut meta = [RecvMeta::default(); BATCH_SIZE];
-        let batch = inbox.batch;
+        // What a call asks for has to be laid out first, so an idle core asks for little.
+        if inbox.full {
+            self.fill_batch::<BATCH_SIZE>(inbox)
+        } else {
+            self.fill_batch::<SMALL_BATCH>(inbox)
+        }
+    }
+
+    fn fill_batch<const BATCH: usize>(&self, inbox: &mut Inbox) -> bool {
+        let mut meta = [RecvMeta::default(); BATCH];
         let mut buffers = inbox.buffers.iter_mut().map(|buffer| IoSliceMut::new(buffer));
-        let mut slices: [IoSliceMut<'_>; BATCH_SIZE] =
+        let mut slices: [IoSliceMut<'_>; BATCH] =
             std::array::from_fn(|_| buffers.next().expect("invariant: the inbox has BATCH_SIZE buffers"));
         let messages = loop {
-            match self
-                .state
-                .recv(UdpSockRef::from(&self.socket), &mut slices[..batch], &mut meta[..batch])
-            {
+            match self.state.recv(UdpSockRef::from(&self.socket), &mut slices, &mut meta) {
                 Ok(messages) => break messages,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 // Nothing has arrived; or an ICMP error of an earlier datagram, which is that datagram's loss and no more.
-                Err(_) => return false,
+                Err(_) => {
+                    inbox.full = false;
+                    return false;
+                }
             }
         };
-        inbox.batch = if messages == batch { BATCH_SIZE } else { SMALL_BATCH };
+        inbox.full = messages == BATCH;
         for (meta, buffer) in meta[..messages].iter().zip(&inbox.buffers) {
             let mut train = BytesMut::from(&buffer[..meta.len]);
             let mut datagram = |payload| {
