@@ -52,10 +52,9 @@ impl Chunk {
 
     #[cfg(all(target_os = "linux", not(miri)))]
     fn advise_huge(&self) {
-        // Advice: a kernel built without huge pages refuses, and nothing but speed is lost.
-        let _ = self
-            .map
-            .advise_range(memmap2::Advice::HugePage, self.start, CHUNK_BYTES);
+        // Advice: a kernel built without huge pages refuses, and nothing but speed is lost. It is for the whole mapping, so that
+        // neighbouring mappings are alike and the kernel joins them: their number is limited (`vm.max_map_count`).
+        let _ = self.map.advise(memmap2::Advice::HugePage);
     }
 
     #[cfg(any(not(target_os = "linux"), miri))]

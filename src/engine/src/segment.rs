@@ -16,7 +16,7 @@ pub(crate) const BUCKETS: usize = 64;
 pub(crate) const SLOTS: usize = 12;
 
 /// How many buckets after its home an entry may be in.
-const MAX_STRAY: usize = 7;
+const MAX_STRAY: usize = 15;
 
 /// A segment with this many entries counts as full: beyond it too many would stray.
 pub(crate) const FULL: usize = BUCKETS * SLOTS * 9 / 10;
