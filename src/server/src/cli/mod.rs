@@ -66,6 +66,11 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
+            if error.use_stderr() && std::env::args_os().any(|argument| argument == "--json") {
+                let text = error.to_string();
+                Failure::usage(text.trim_start_matches("error: ").trim_end()).report(true);
+                return Exit::Usage.into();
+            }
             // `--help` and `--version` come this way too and are no failures. The pipe may be closed; nobody is left to tell.
             let _ = error.print();
             return if error.use_stderr() {

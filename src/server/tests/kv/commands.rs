@@ -297,6 +297,13 @@ fn wrong_usage_is_exit_code_2_and_says_what_is_right() {
         let run = node.kv(arguments);
         assert_eq!((run.code, run.text()), (2, ""), "{arguments:?}: {run:?}");
         assert!(run.stderr.contains(part), "{arguments:?}: {run:?}");
+        let run = node.kv(&[arguments, &["--json"]].concat());
+        let error = run.error();
+        assert_eq!(
+            (run.code, &error["state"]),
+            (2, &"not_sent".into()),
+            "{arguments:?}: {run:?}"
+        );
     }
 }
 

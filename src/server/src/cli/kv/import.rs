@@ -481,7 +481,8 @@ fn report(args: &Args, summary: &Summary, failure: Option<Failure>, globals: &Gl
     }
     match failure {
         Some(mut failure) => {
-            if let Some(line) = summary.resume_from {
+            // Where nothing was done there is nothing to go on from.
+            if let Some(line) = summary.resume_from.filter(|&line| line > args.resume_from) {
                 let doubt = match failure.state {
                     State::InDoubt => "; lines after it may have been stored or not, storing them again does no harm",
                     State::NotSent | State::Rejected => "",

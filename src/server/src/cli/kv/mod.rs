@@ -33,8 +33,8 @@ use super::{Exit, Failure, Globals};
     generation kv incr visits\n  \
     generation kv keys --prefix user: --limit 10\n  \
     generation kv import data.ndjson && generation kv export backup.ndjson\n\n\
-    `-` as a value reads standard input. With --json each key is one object on a line, and bytes that are not\n\
-    UTF-8 are in base64 (key_b64, value_b64). `generation kv COMMAND --help` shows more examples.")]
+    `-` as a value reads standard input. With --json each key is one object on a line, and bytes\n\
+    that are not UTF-8 are in base64 (key_b64, value_b64). More: generation kv COMMAND --help")]
 pub struct Args {
     #[command(flatten)]
     connection: Connection,
@@ -216,8 +216,8 @@ struct Touch {
 #[command(after_help = "Examples:\n  \
     generation kv mget user:1 user:2\n  \
     generation kv mget user:1 user:2 --json | jq .value\n\n\
-    Prints key, tab, value, with control characters and backslashes escaped; --json is for programs. Keys that do\n\
-    not exist are named on standard error, and the exit code is 0 all the same.")]
+    Prints key, tab, value, with control characters and backslashes escaped; --json is for\n\
+    programs. Keys that do not exist are named on standard error, and the exit code is 0.")]
 struct Mget {
     #[arg(required = true, value_name = "KEY")]
     wanted: Vec<OsString>,
@@ -231,8 +231,8 @@ struct Mget {
 #[command(after_help = "Examples:\n  \
     generation kv keys --prefix user: --limit 10\n  \
     generation kv keys --null | xargs -0 -n1 generation kv get\n\n\
-    Keys come in no particular order, each as its raw bytes (escaped on a terminal). One that is there from the\n\
-    beginning to the end of the listing is listed at least once.")]
+    Keys come in no particular order, each as its raw bytes (escaped on a terminal). One that is\n\
+    there from the beginning to the end of the listing is listed at least once.")]
 struct Keys {
     #[command(flatten)]
     prefix: Prefix,
@@ -250,7 +250,8 @@ struct Keys {
 #[command(after_help = "Examples:\n  \
     generation kv entries --prefix user: --limit 10\n  \
     generation kv entries --json > entries.ndjson     # `kv import` reads it\n\n\
-    Prints key, tab, value, with control characters and backslashes escaped; --json is for programs, `kv export` for files.")]
+    Prints key, tab, value, with control characters and backslashes escaped; --json is for\n\
+    programs, `kv export` for files.")]
 struct Entries {
     #[command(flatten)]
     prefix: Prefix,
