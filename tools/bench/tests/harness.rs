@@ -323,6 +323,7 @@ fn a_stop_ends_the_run_and_keeps_its_figures() {
     };
     let result = run(&connector(addr), &spec, &settings, context).unwrap();
     assert!(result.interrupted && result.error.is_none());
+    assert_eq!((result.failed(), result.unfinished), (0, 0));
     assert!(result.completed >= 999, "{}", result.completed);
 }
 

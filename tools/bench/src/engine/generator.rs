@@ -186,6 +186,10 @@ impl<'a> Generator<'a> {
         } else {
             Failure::Unanswered
         };
+        if interrupted {
+            // Nobody waited for their replies, so nothing is known of them.
+            self.in_flight.clear();
+        }
         let left: Vec<_> = self.in_flight.drain().collect();
         for operation in left {
             self.unanswered(

@@ -210,7 +210,7 @@ fn by_percentile(runs: &[&RunResult]) -> Result<String, String> {
             .axis_desc_style((FONT, 14))
             .draw()
             .map_err(|error| error.to_string())?;
-        draw_curves(&mut chart, &curves)
+        draw_curves(&mut chart, &curves, SeriesLabelPosition::LowerRight)
     })
 }
 
@@ -276,7 +276,7 @@ fn over_time(run: &RunResult) -> Result<String, String> {
                 .draw_series(std::iter::once(label))
                 .map_err(|error| error.to_string())?;
         }
-        draw_curves(&mut chart, &latencies)
+        draw_curves(&mut chart, &latencies, SeriesLabelPosition::UpperLeft)
     })?;
     let rates = [curve("operations/s", &|interval| interval.rate_per_s)];
     let rate = svg(|area| {
@@ -297,7 +297,7 @@ fn over_time(run: &RunResult) -> Result<String, String> {
             .axis_desc_style((FONT, 14))
             .draw()
             .map_err(|error| error.to_string())?;
-        draw_curves(&mut chart, &rates)
+        draw_curves(&mut chart, &rates, SeriesLabelPosition::LowerLeft)
     })?;
     Ok(latency + &rate)
 }
@@ -323,6 +323,7 @@ fn bounds(curves: &[Curve]) -> (f64, f64) {
 fn draw_curves<'a, 'b: 'a, X, Y>(
     chart: &mut ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, Y>>,
     curves: &[Curve],
+    legend: SeriesLabelPosition,
 ) -> Result<(), String>
 where
     X: plotters::coord::ranged1d::Ranged<ValueType = f64>,
@@ -337,7 +338,7 @@ where
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(legend)
         .background_style(WHITE.mix(0.85))
         .border_style(RGBColor(200, 200, 200))
         .label_font((FONT, 13))
