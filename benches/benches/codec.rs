@@ -47,7 +47,10 @@ fn codec(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("codec");
     group.throughput(Throughput::Elements(FRAMES));
     group.bench_function("slot of 16 B", |bencher| {
-        bencher.iter(|| keys.iter().fold(0, |sum: u16, key| sum.wrapping_add(slot::slot_of(black_box(key)))));
+        bencher.iter(|| {
+            keys.iter()
+                .fold(0, |sum: u16, key| sum.wrapping_add(slot::slot_of(black_box(key))))
+        });
     });
     group.bench_function("encode get of 16 B", |bencher| {
         bencher.iter(|| {

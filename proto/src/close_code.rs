@@ -8,10 +8,14 @@ pub const PROTOCOL: u32 = 1;
 pub const UNAUTHORIZED: u32 = 2;
 /// The peer did not say `Hello`, or did not finish what it began, in time.
 pub const TIMEOUT: u32 = 3;
-/// The node is stopping.
+/// The node is stopping. Every request it had read is answered and its reply acknowledged: what is unanswered was not executed.
 pub const SHUTTING_DOWN: u32 = 4;
 /// The peer speaks another major version of the protocol.
 pub const VERSION: u32 = 5;
+/// The peer has left more bytes of unfinished requests here than any other when they became too many.
+pub const UNFINISHED: u32 = 6;
+/// The node has stopped before every request was answered and every reply acknowledged: an unanswered write is in doubt.
+pub const STOPPED: u32 = 7;
 
 /// Every code with its name, in order.
 pub const ALL: &[(u32, &str)] = &[
@@ -21,4 +25,6 @@ pub const ALL: &[(u32, &str)] = &[
     (TIMEOUT, "timeout"),
     (SHUTTING_DOWN, "shutting down"),
     (VERSION, "version"),
+    (UNFINISHED, "unfinished"),
+    (STOPPED, "stopped"),
 ];

@@ -9,24 +9,6 @@ use generation_proto::Limits;
 use generation_quic::ServerCrypto;
 use rustls::pki_types::CertificateDer;
 
-/// Codes a node closes a connection with (QUIC application error codes). Stable.
-pub mod close_code {
-    /// The connection is closed in good order.
-    pub const NONE: u32 = 0;
-    /// The peer sent what cannot be read as frames; what follows cannot be trusted.
-    pub const PROTOCOL: u32 = 1;
-    /// The peer's certificate names nobody this node serves.
-    pub const UNAUTHORIZED: u32 = 2;
-    /// The peer did not say `Hello`, or did not finish what it began, in time.
-    pub const TIMEOUT: u32 = 3;
-    /// The node is stopping.
-    pub const SHUTTING_DOWN: u32 = 4;
-    /// The peer speaks another major version of the protocol.
-    pub const VERSION: u32 = 5;
-    /// The peer has left more bytes of unfinished requests here than any other when they became too many.
-    pub const UNFINISHED: u32 = 6;
-}
-
 /// What a peer may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {

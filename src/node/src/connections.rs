@@ -4,10 +4,10 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use generation_proto::{ALPN_CLIENT, FrameError};
+use generation_proto::{ALPN_CLIENT, FrameError, close_code};
 use generation_quic::{ConnectionKey, Driver, Event, Read, StreamError, StreamId};
 
-use crate::config::{CoreConfig, Identity, close_code};
+use crate::config::{CoreConfig, Identity};
 use crate::dispatch::{Closing, Incoming, Source};
 use crate::replies::{Origin, Replies};
 use crate::stats::NodeStats;
@@ -171,13 +171,17 @@ impl Connections {
         }
         let mut kept = Vec::new();
         for (at, closing) in std::mem::take(&mut self.leaving) {
-            if at <= cx.now || cx.driver.is_flushed(closing.connection) {
-                cx.driver
-                    .close(cx.now, closing.connection, closing.code, &closing.reason);
-                self.forget(cx, closing.connection);
+            let closing = if cx.driver.is_flushed(closing.connection) {
+                closing
+            } else if at <= cx.now {
+                closing.unfinished()
             } else {
                 kept.push((at, closing));
-            }
+                continue;
+            };
+            cx.driver
+                .close(cx.now, closing.connection, closing.code, &closing.reason);
+            self.forget(cx, closing.connection);
         }
         self.leaving = kept;
     }
@@ -221,6 +225,7 @@ impl Connections {
             .map(|(_, closing)| closing)
             .chain(self.closing.drain(..))
         {
+            let closing = closing.unfinished();
             cx.driver
                 .close(cx.now, closing.connection, closing.code, &closing.reason);
         }
@@ -474,8 +479,20 @@ impl Connections {
         if std::mem::replace(&mut connection.closing, true) {
             return;
         }
-        for index in connection.streams.clone() {
+        let indexes = connection.streams.clone();
+        for &index in &indexes {
             self.write_stream(cx, index);
+        }
+        let answered = |index: &u32| {
+            let stream = cx.streams.at(*index);
+            stream.is_none_or(|stream| stream.in_flight == 0 && stream.output.is_empty())
+        };
+        let closing = if indexes.iter().all(answered) {
+            closing
+        } else {
+            closing.unfinished()
+        };
+        for index in indexes {
             if let Some(stream) = cx.streams.at(index) {
                 let (key, id) = (stream.connection, stream.id);
                 // A stream that ends in the middle of a reply must not look as if it had ended after it.

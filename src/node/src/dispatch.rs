@@ -15,11 +15,11 @@ use generation_proto::reply::HelloReply;
 use generation_proto::request::{Hello, Scan};
 use generation_proto::{
     Condition as WireCondition, Consistency, Frame, Limits, MAJOR, MINOR, Opcode, Operation, ReplyOptions, Request,
-    SlotTable, Status,
+    SlotTable, Status, close_code,
 };
 use generation_quic::ConnectionKey;
 
-use crate::config::{CoreConfig, NodeLimits, close_code};
+use crate::config::{CoreConfig, NodeLimits};
 use crate::env::CoreId;
 use crate::replica::Replica;
 use crate::replies::{Origin, Replies};
@@ -60,6 +60,17 @@ pub(crate) struct Closing {
     pub(crate) connection: ConnectionKey,
     pub(crate) code: u32,
     pub(crate) reason: String,
+}
+
+impl Closing {
+    /// The same when requests are left unanswered or replies unacknowledged: it must not promise that all is done.
+    pub(crate) fn unfinished(mut self) -> Self {
+        if self.code == close_code::SHUTTING_DOWN {
+            self.code = close_code::STOPPED;
+            "the node has stopped before all was answered".clone_into(&mut self.reason);
+        }
+        self
+    }
 }
 
 /// What one turn's requests ask of one shard.

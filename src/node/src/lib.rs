@@ -28,6 +28,7 @@ mod replies;
 pub mod stats;
 mod streams;
 
-pub use config::{Authorize, CoreConfig, Identity, NodeLimits, Role, close_code};
+pub use config::{Authorize, CoreConfig, Identity, NodeLimits, Role};
 pub use generation_engine::{MAX_VALUE_BYTES, Policy, ShardConfig};
+pub use generation_proto::close_code;
 pub use reactor::run;

@@ -2,9 +2,10 @@
 
 use std::time::Instant;
 
+use generation_proto::close_code;
 use generation_quic::{Driver, DriverConfig};
 
-use crate::config::{CoreConfig, close_code};
+use crate::config::CoreConfig;
 use crate::connections::{Connections, Context};
 use crate::dispatch::{Dispatch, Incoming, Moment, Source};
 use crate::env::{CoreId, Datagram, Env, Transmit};

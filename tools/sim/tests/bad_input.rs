@@ -339,6 +339,26 @@ fn a_peer_that_reads_nothing() {
         .until(|sim| (sim.clients[scene.bad.client].responses() == 2_000).then_some(()));
 }
 
+#[test]
+fn a_stop_that_cannot_deliver_every_reply_does_not_claim_to() {
+    let mut scene = scene();
+    put(&mut scene.sim, scene.good, b"large", &vec![7; 100_000]);
+    scene.sim.clients[scene.bad.client].set_reading(scene.bad.key, scene.bad.stream, false);
+    for _ in 0..200 {
+        let get = Operation::Get { key: b"large" };
+        send(&mut scene.sim, scene.bad, get, RequestOptions::default());
+    }
+    scene.sim.run_for(Duration::from_secs(1));
+    assert_eq!(stat(&mut scene.sim, scene.good, "node.streams_paused"), 1);
+    scene.sim.stop(0);
+    let (good, bad) = (scene.good, scene.bad);
+    assert_eq!(close_code_of(&mut scene.sim, bad), u64::from(close_code::STOPPED));
+    assert_eq!(
+        close_code_of(&mut scene.sim, good),
+        u64::from(close_code::SHUTTING_DOWN)
+    );
+}
+
 /// Begins eight large requests, each on a stream of its own, and leaves ten bytes of each unsent.
 fn begin_large(scene: &mut Scene) -> (Vec<Lane>, BytesMut) {
     let whole = encoded(Operation::Put {
