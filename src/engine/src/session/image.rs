@@ -76,10 +76,12 @@ impl SessionTable {
         let start = out.len();
         out.append(&mut self.image.preserved);
         let from = self.image.taken.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut first = true;
         for (id, session) in self.sessions.range((from, Bound::Unbounded)) {
-            if self.image.taken.is_some() && out.len() - start >= max_bytes {
+            if !first && out.len() - start >= max_bytes {
                 return Progress::More;
             }
+            first = false;
             if session.imaged != self.image.epoch {
                 encode(*id, session, out);
             }

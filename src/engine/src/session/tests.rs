@@ -300,6 +300,19 @@ proptest! {
     }
 }
 
+/// However small the slices, each brings the image on: with no bytes allowed at all it once took nothing for ever.
+#[test]
+fn a_slice_of_no_bytes_still_takes_a_session() {
+    let mut table = SessionTable::new(SessionLimits::default());
+    for id in 1..=3 {
+        assert_eq!(table.open(1, id), Opening::Open);
+    }
+    table.image_begin();
+    let mut image = Vec::new();
+    let slices = (1..=10).find(|_| table.image_slice(0, &mut image) == Progress::Done);
+    assert_eq!(slices, Some(3));
+}
+
 /// A client's numbers may be anything: the largest must not overflow, nor make a table that cannot be snapshot.
 #[test]
 fn the_largest_numbers_work() {
