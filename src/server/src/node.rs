@@ -266,6 +266,7 @@ fn core_config(
             max_records: config.memory.max_records.map(|records| records / shards),
             policy: match config.memory.policy {
                 config::Policy::Lru => Policy::Lru,
+                config::Policy::S3Fifo => Policy::S3Fifo,
                 config::Policy::NoEvict => Policy::NoEvict,
             },
             seed: [word(low), word(high)],

@@ -75,6 +75,8 @@ pub struct Memory {
 pub enum Policy {
     /// The least recently used entry goes.
     Lru,
+    /// An entry nobody has asked for again goes: scans do not push out what is in use.
+    S3Fifo,
     /// Nothing does; the write is refused.
     NoEvict,
 }
@@ -396,6 +398,18 @@ mod tests {
         // A key in the wrong section is pointed to the right one.
         let text = message("budget = \"1GiB\"\n");
         assert!(text.contains("belongs into [memory]"), "{text}");
+    }
+
+    #[test]
+    fn every_policy_has_the_name_the_field_gives_it() {
+        for (name, policy) in [
+            ("lru", Policy::Lru),
+            ("s3-fifo", Policy::S3Fifo),
+            ("no-evict", Policy::NoEvict),
+        ] {
+            let config = parse(&format!("[memory]\npolicy = \"{name}\"\n")).unwrap();
+            assert_eq!(config.memory.policy, policy);
+        }
     }
 
     #[test]
