@@ -119,7 +119,7 @@ pub struct WorkloadArgs {
     /// Length of a key in bytes
     #[arg(long, value_name = "BYTES", default_value_t = 16)]
     pub key_len: usize,
-    /// Value sizes: 100, 50-500 or lognormal:MEDIAN:SIGMA[:MAX]
+    /// Value sizes: 100, 50-500 or `lognormal:MEDIAN:SIGMA[:MAX]`
     #[arg(long, value_name = "SIZES", default_value = "100")]
     pub value_size: SizeDistribution,
     /// Time to live of every write, such as 30s
