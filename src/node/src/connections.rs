@@ -200,11 +200,7 @@ impl Connections {
     /// Whether every request read has been answered and every reply taken by the transport.
     pub(crate) fn is_quiet(&self, streams: &mut Streams) -> bool {
         let mut all = self.slots.iter().flatten().flat_map(|connection| &connection.streams);
-        all.all(|&index| {
-            streams
-                .at(index)
-                .is_none_or(|stream| stream.in_flight == 0 && stream.output.is_empty())
-        })
+        all.all(|&index| streams.at(index).is_none_or(|stream| is_settled(stream)))
     }
 
     /// Has every connection closed, each once its replies are acknowledged.
@@ -483,11 +479,8 @@ impl Connections {
         for &index in &indexes {
             self.write_stream(cx, index);
         }
-        let answered = |index: &u32| {
-            let stream = cx.streams.at(*index);
-            stream.is_none_or(|stream| stream.in_flight == 0 && stream.output.is_empty())
-        };
-        let closing = if indexes.iter().all(answered) {
+        let settled = |&index: &u32| cx.streams.at(index).is_none_or(|stream| is_settled(stream));
+        let closing = if indexes.iter().all(settled) {
             closing
         } else {
             closing.unfinished()
@@ -563,6 +556,12 @@ impl Connections {
     }
 }
 
+/// Whether every request that may have been executed is answered, and the answer with the transport.
+fn is_settled(stream: &Stream) -> bool {
+    stream.in_flight == 0 && stream.output.is_empty()
+}
+
+/// Whether, beyond that, no request was put off: those are read and not executed.
 fn is_answered(stream: &Stream) -> bool {
-    stream.in_flight == 0 && stream.output.is_empty() && stream.deferred.is_empty()
+    is_settled(stream) && stream.deferred.is_empty()
 }

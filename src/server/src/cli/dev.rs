@@ -61,7 +61,7 @@ pub struct Args {
 pub fn run(args: &Args, globals: &Globals) -> Result<Exit, Failure> {
     if args.nodes > 1 {
         return Err(Failure::usage(format!(
-            "--nodes {}: more than one node arrives with replication; start one for now",
+            "--nodes {}: more than one node arrives with replication; start one",
             args.nodes
         )));
     }
