@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 use generation_node::env::Datagram;
+use generation_proto::options::Moved;
 use generation_proto::reply::ReplyMeta;
 use generation_proto::request::Hello;
 use generation_proto::{Decoder, Frame, Limits, MAJOR, MINOR, Operation, Reply, Request, RequestOptions, Side};
@@ -24,6 +25,10 @@ pub struct Response {
     pub retry_after_ms: Option<u32>,
     /// When the entry expires, in milliseconds since the Unix epoch.
     pub expires_at_ms: Option<u64>,
+    /// Age of what was read, in milliseconds.
+    pub age_ms: Option<u32>,
+    /// Who leads the shard instead.
+    pub moved: Option<Moved>,
     /// What the node says to a person.
     pub message: Option<String>,
     /// The body.
@@ -50,6 +55,8 @@ pub struct Client {
     streams: BTreeMap<(ConnectionKey, StreamId), Stream>,
     responses: BTreeMap<(ConnectionKey, u64), Response>,
     next_id: u64,
+    /// Whether anything was asked of it since its last turn.
+    touched: bool,
 }
 
 impl Client {
@@ -72,6 +79,7 @@ impl Client {
             streams: BTreeMap::new(),
             responses: BTreeMap::new(),
             next_id: 0,
+            touched: false,
         }
     }
 
@@ -82,6 +90,7 @@ impl Client {
 
     /// Its driver, for what this type does not offer.
     pub fn driver(&mut self) -> &mut Driver {
+        self.touched = true;
         &mut self.driver
     }
 
@@ -96,6 +105,7 @@ impl Client {
             core: Some(core),
             crypto: self.crypto.clone(),
         };
+        self.touched = true;
         self.driver.connect(now, &target).expect("within the client's limits")
     }
 
@@ -107,6 +117,16 @@ impl Client {
     /// Why a connection ended, if it has.
     pub fn closed(&self, key: ConnectionKey) -> Option<&CloseReason> {
         self.closed.get(&key)
+    }
+
+    /// Gives a connection up.
+    pub fn close(&mut self, now: Instant, key: ConnectionKey) {
+        self.touched = true;
+        self.driver.close(now, key, 0, "");
+        self.streams.retain(|(of, _), _| *of != key);
+        self.responses.retain(|(of, _), _| *of != key);
+        self.connected.retain(|of| *of != key);
+        self.closed.remove(&key);
     }
 
     /// Opens a stream, unless the node allows no more.
@@ -126,6 +146,7 @@ impl Client {
 
     /// Sends bytes as they are.
     pub fn send_raw(&mut self, key: ConnectionKey, stream: StreamId, bytes: &[u8]) {
+        self.touched = true;
         if let Some(stream) = self.streams.get_mut(&(key, stream)) {
             stream.unsent.extend_from_slice(bytes);
         }
@@ -163,6 +184,7 @@ impl Client {
 
     /// Ends a stream's requests.
     pub fn finish(&mut self, key: ConnectionKey, stream: StreamId) {
+        self.touched = true;
         // A stream the node has given up needs no end.
         let _ = self.driver.finish(key, stream);
     }
@@ -174,6 +196,7 @@ impl Client {
 
     /// Reads a stream from now on, or no longer.
     pub fn set_reading(&mut self, key: ConnectionKey, stream: StreamId, reading: bool) {
+        self.touched = true;
         if let Some(stream) = self.streams.get_mut(&(key, stream)) {
             stream.reading = reading;
         }
@@ -198,8 +221,14 @@ impl Client {
         self.driver.next_timeout()
     }
 
+    /// Whether a turn without anything new would do something.
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        self.touched || self.next_timeout().is_some_and(|at| at <= now)
+    }
+
     /// Takes in what has arrived, reads, writes, and gives what is to be sent to `send`.
     pub(crate) fn turn(&mut self, now: Instant, arrived: Vec<Datagram>, mut send: impl FnMut(SocketAddr, &[u8])) {
+        self.touched = false;
         for datagram in arrived {
             let result =
                 self.driver
@@ -252,6 +281,8 @@ fn response(frame: &Frame) -> Response {
         meta: reply.meta,
         retry_after_ms: reply.options.retry_after_ms,
         expires_at_ms: reply.options.expires_at_ms,
+        age_ms: reply.options.age_ms,
+        moved: reply.options.moved,
         message: reply.options.message.map(str::to_owned),
         body: Bytes::copy_from_slice(reply.body),
     }

@@ -1,34 +1,24 @@
 //! The node's environment, made of memory.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::future::Future;
+use std::panic::resume_unwind;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use generation_node::env::{CoreId, Datagram, Env, Transmit};
 use generation_node::mesh::MeshMessage;
 
-use crate::sim::{Endpoint, World};
+use crate::disk::SimDisk;
+use crate::executor::Crashed;
+use crate::network::Host;
+use crate::points::Strike;
+use crate::world::{TimerKey, World};
 
-/// What the world holds for one core.
-#[derive(Debug, Default)]
-pub(crate) struct Inbox {
-    pub(crate) datagrams: VecDeque<Datagram>,
-    pub(crate) messages: VecDeque<(CoreId, MeshMessage)>,
-    pub(crate) stop_seen: bool,
-    pub(crate) waker: Option<Waker>,
-}
-
-impl Inbox {
-    pub(crate) fn wake(&mut self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-    }
-}
+/// How much later than its deadline a park ends: timers of real executors are late by some microseconds, never early.
+const PARK_OVERSHOOT: Duration = Duration::from_micros(50);
 
 /// The environment of one core of one simulated node.
 #[derive(Debug, Clone)]
@@ -36,6 +26,13 @@ pub struct SimEnv {
     pub(crate) world: Rc<RefCell<World>>,
     pub(crate) node: usize,
     pub(crate) core: CoreId,
+}
+
+impl SimEnv {
+    /// The core's directory on its node's disk.
+    pub fn disk(&self) -> SimDisk {
+        SimDisk::new(&self.world, self.node, &format!("core-{}", self.core))
+    }
 }
 
 impl Env for SimEnv {
@@ -48,11 +45,12 @@ impl Env for SimEnv {
     }
 
     fn now(&self) -> Instant {
-        self.world.borrow().now
+        self.world.borrow().node_now(self.node)
     }
 
     fn unix_ms(&self) -> u64 {
-        self.world.borrow().unix_ms()
+        let world = self.world.borrow();
+        world.nodes[self.node].clock.unix_ms(world.now)
     }
 
     fn fill_random(&self, bytes: &mut [u8]) {
@@ -60,13 +58,16 @@ impl Env for SimEnv {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        self.world.borrow_mut().spawned.push(Box::pin(task));
+        self.world.borrow_mut().spawned.push((self.node, Box::pin(task)));
     }
 
     fn sleep_until(&self, deadline: Instant) -> impl Future<Output = ()> {
         Sleep {
             world: Rc::clone(&self.world),
+            node: self.node,
+            clock: Clock::Node,
             deadline,
+            timer: None,
         }
     }
 
@@ -92,10 +93,9 @@ impl Env for SimEnv {
 
     fn transmit(&self, transmit: &Transmit, payload: &[u8]) -> bool {
         let mut world = self.world.borrow_mut();
-        let from = world.nodes[self.node].addr;
         let size = transmit.segment_size.unwrap_or(payload.len()).max(1);
         for datagram in payload.chunks(size) {
-            world.send(from, Endpoint::Node(self.node), transmit.remote, datagram);
+            world.send(Host::Node(self.node), transmit.remote, datagram);
         }
         true
     }
@@ -125,55 +125,131 @@ impl Env for SimEnv {
         Park {
             env: self.clone(),
             deadline,
+            timer: None,
         }
     }
 
     fn stopping(&self) -> bool {
         self.world.borrow().nodes[self.node].stopping
     }
+
+    fn point(&self, point: &'static str) {
+        // A node that unwinds already is dead.
+        if std::thread::panicking() {
+            return;
+        }
+        let mut world = self.world.borrow_mut();
+        let world = &mut *world;
+        match world.ambushes.pass(&mut world.dice, self.node, point) {
+            None => {}
+            Some(Strike::Kill(how)) => {
+                world.counters.ambushes += 1;
+                world.nodes[self.node].dying = Some(how);
+                resume_unwind(Box::new(Crashed));
+            }
+            Some(Strike::Freeze) => {
+                world.freezing.push(self.node);
+            }
+        }
+    }
+}
+
+/// Which clock a deadline is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Clock {
+    Node,
+    World,
 }
 
 struct Sleep {
     world: Rc<RefCell<World>>,
+    node: usize,
+    clock: Clock,
     deadline: Instant,
+    timer: Option<TimerKey>,
+}
+
+/// Waits until `at` on the world's clock, on behalf of a node.
+pub(crate) fn until(world: &Rc<RefCell<World>>, node: usize, at: Instant) -> impl Future<Output = ()> {
+    Sleep {
+        world: Rc::clone(world),
+        node,
+        clock: Clock::World,
+        deadline: at,
+        timer: None,
+    }
 }
 
 impl Future for Sleep {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let mut world = self.world.borrow_mut();
-        if world.now >= self.deadline {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let mut world = this.world.borrow_mut();
+        if let Some(timer) = this.timer.take() {
+            world.cancel(timer);
+        }
+        let now = match this.clock {
+            Clock::Node => world.node_now(this.node),
+            Clock::World => world.now,
+        };
+        if now >= this.deadline {
             return Poll::Ready(());
         }
-        world.wake_at(self.deadline, context.waker().clone());
+        let waker = context.waker().clone();
+        this.timer = Some(match this.clock {
+            Clock::Node => world.wake_at_node_time(this.node, this.deadline, waker),
+            Clock::World => world.wake_at(Some(this.node), this.deadline, waker),
+        });
         Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some(timer) = self.timer {
+            self.world.borrow_mut().cancel(timer);
+        }
     }
 }
 
 struct Park {
     env: SimEnv,
     deadline: Option<Instant>,
+    timer: Option<TimerKey>,
 }
 
 impl Future for Park {
     type Output = ();
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
-        let mut world = self.env.world.borrow_mut();
-        let now = world.now;
-        let node = &mut world.nodes[self.env.node];
-        let inbox = &mut node.cores[usize::from(self.env.core)];
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        let (number, core) = (this.env.node, usize::from(this.env.core));
+        let mut world = this.env.world.borrow_mut();
+        if let Some(timer) = this.timer.take() {
+            world.cancel(timer);
+        }
+        let now = world.node_now(number);
+        let node = &mut world.nodes[number];
+        let inbox = &mut node.cores[core];
         let stop = node.stopping && !std::mem::replace(&mut inbox.stop_seen, node.stopping);
-        let due = self.deadline.is_some_and(|deadline| deadline <= now);
+        let due = this.deadline.is_some_and(|deadline| deadline <= now);
         if stop || due || !inbox.datagrams.is_empty() || !inbox.messages.is_empty() {
             return Poll::Ready(());
         }
         inbox.waker = Some(context.waker().clone());
-        if let Some(deadline) = self.deadline {
-            // Timers of real executors are late by some microseconds, never early.
-            world.wake_at(deadline + Duration::from_micros(50), context.waker().clone());
+        if let Some(deadline) = this.deadline {
+            let waker = context.waker().clone();
+            this.timer = Some(world.wake_at_node_time(number, deadline + PARK_OVERSHOOT, waker));
         }
         Poll::Pending
+    }
+}
+
+impl Drop for Park {
+    fn drop(&mut self) {
+        if let Some(timer) = self.timer {
+            self.env.world.borrow_mut().cancel(timer);
+        }
     }
 }

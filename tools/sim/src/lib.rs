@@ -6,14 +6,30 @@
 //!
 //! What is not simulated: the bytes of the TLS handshake (its keys come from the operating system), which no one looks at.
 
+pub mod check;
 mod client;
+mod clock;
 mod dice;
+mod disk;
 mod env;
+mod executor;
+pub mod history;
+mod network;
 mod pki;
+mod points;
+pub mod runner;
+pub mod scenario;
 mod sim;
+mod workload;
+mod world;
 
 pub use client::{Client, Response};
 pub use dice::Dice;
+pub use disk::{DiskImage, DiskWeather, SimDisk, SimFile};
 pub use env::SimEnv;
+pub use network::{Host, Weather};
 pub use pki::{Authority, ClientIdentity};
-pub use sim::{NodeSetup, Sim, Weather};
+pub use points::{Ambush, Kill, Strike};
+pub use sim::{NodeSetup, Sim};
+pub use workload::{Counts, Workload, WorkloadSetup};
+pub use world::Counters;

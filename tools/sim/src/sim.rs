@@ -1,59 +1,31 @@
-//! The world: time, tasks, network, and what a test does with them.
+//! A simulation: nodes, clients, the clock between them, and what a test does to them.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::pin::Pin;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use generation_engine::ShardConfig;
-use generation_node::env::{CoreId, Datagram};
-use generation_node::mesh::MeshMessage;
+use generation_node::env::CoreId;
 use generation_node::{CoreConfig, Identity, NodeLimits, Role};
 use generation_proto::ALPN_CLIENT;
-use generation_quic::steer;
 
 use crate::client::Client;
+use crate::clock::NodeClock;
 use crate::dice::Dice;
-use crate::env::{Inbox, SimEnv};
+use crate::disk::storage::Storage;
+use crate::disk::{DiskImage, DiskWeather};
+use crate::env::SimEnv;
+use crate::executor::Executor;
+use crate::network::{Host, Weather};
 use crate::pki::{Authority, ClientIdentity};
-
-/// The wall clock when a simulation begins: 2027-01-15, so that certificates made today are valid.
-const EPOCH_MS: u64 = 1_800_000_000_000;
-
-/// How the network and the mesh behave.
-#[derive(Debug, Clone)]
-pub struct Weather {
-    /// Datagrams lost, of 1,000.
-    pub loss_per_mille: u64,
-    /// Shortest time a datagram takes.
-    pub delay: Duration,
-    /// At most this much longer; a long one reorders.
-    pub jitter: Duration,
-    /// Whether datagrams reach the core their connection id names, as a kernel with steering sees to it. Otherwise the sender's
-    /// port decides.
-    pub steering: bool,
-    /// Messages a core's mesh queue holds.
-    pub mesh_capacity: usize,
-}
-
-impl Default for Weather {
-    fn default() -> Self {
-        Self {
-            loss_per_mille: 0,
-            delay: Duration::from_micros(50),
-            jitter: Duration::ZERO,
-            steering: true,
-            mesh_capacity: 4096,
-        }
-    }
-}
+use crate::points::{Ambush, Kill};
+use crate::world::{Counters, Inbox, NodeState, World, client_addr, node_addr};
 
 /// A node to be simulated.
 #[derive(Debug, Clone)]
@@ -88,137 +60,13 @@ impl Default for NodeSetup {
     }
 }
 
-/// A node as the world sees it.
-#[derive(Debug)]
-pub(crate) struct NodeState {
-    pub(crate) addr: SocketAddr,
-    pub(crate) cores: Vec<Inbox>,
-    pub(crate) stopping: bool,
-    pub(crate) running: Rc<RefCell<CoreId>>,
-}
-
-/// Who sends or receives a datagram.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Endpoint {
-    Node(usize),
-    Client(usize),
-}
-
-type Task = Pin<Box<dyn Future<Output = ()>>>;
-
-/// Everything that is shared.
-pub(crate) struct World {
-    start: Instant,
-    pub(crate) now: Instant,
-    pub(crate) dice: Dice,
-    pub(crate) weather: Weather,
-    pub(crate) nodes: Vec<NodeState>,
-    pub(crate) clients: Vec<Vec<Datagram>>,
-    pub(crate) spawned: Vec<Task>,
-    clock_offset_ms: u64,
-    sequence: u64,
-    in_flight: BTreeMap<(Instant, u64), (SocketAddr, SocketAddr, BytesMut)>,
-    timers: BTreeMap<(Instant, u64), Waker>,
-    trace: u64,
-    sent: u64,
-}
-
-impl std::fmt::Debug for World {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("World")
-            .field("now", &(self.now - self.start))
-            .field("sent", &self.sent)
-            .finish_non_exhaustive()
-    }
-}
-
-impl World {
-    pub(crate) fn unix_ms(&self) -> u64 {
-        EPOCH_MS + self.clock_offset_ms + (self.now - self.start).as_millis() as u64
-    }
-
-    pub(crate) fn wake_at(&mut self, at: Instant, waker: Waker) {
-        self.sequence += 1;
-        self.timers.insert((at, self.sequence), waker);
-    }
-
-    pub(crate) fn send(&mut self, from: SocketAddr, sender: Endpoint, to: SocketAddr, payload: &[u8]) {
-        self.sent += 1;
-        let sender = match sender {
-            Endpoint::Node(node) => node as u64,
-            Endpoint::Client(client) => 1_000 + client as u64,
-        };
-        self.note(&[sender, u64::from(to.port()), payload.len() as u64]);
-        if self.dice.chance(self.weather.loss_per_mille) {
-            return;
-        }
-        let jitter = self.dice.below(self.weather.jitter.as_nanos() as u64);
-        let at = self.now + self.weather.delay + Duration::from_nanos(jitter);
-        self.sequence += 1;
-        self.in_flight
-            .insert((at, self.sequence), (from, to, BytesMut::from(payload)));
-    }
-
-    pub(crate) fn trace_mesh(&mut self, from: CoreId, to: CoreId, message: &MeshMessage) {
-        let (kind, size) = match message {
-            MeshMessage::Datagram(datagram) => (1, datagram.payload.len()),
-            MeshMessage::Requests(requests) => (2, requests.len()),
-            MeshMessage::Replies(replies) => (3, replies.bytes.len()),
-            MeshMessage::Drained => (4, 0),
-        };
-        self.note(&[u64::from(from), u64::from(to), kind, size as u64]);
-    }
-
-    /// Mixes an event into the trace, with its time.
-    fn note(&mut self, words: &[u64]) {
-        let nanos = (self.now - self.start).as_nanos() as u64;
-        for &word in std::iter::once(&nanos).chain(words) {
-            self.trace = (self.trace ^ word).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(29);
-        }
-    }
-
-    fn deliver(&mut self, from: SocketAddr, to: SocketAddr, payload: BytesMut) {
-        let datagram = Datagram {
-            remote: from,
-            local_ip: None,
-            ecn: 0,
-            payload,
-        };
-        if let Some(node) = self.nodes.iter_mut().find(|node| node.addr == to) {
-            let cores = node.cores.len() as CoreId;
-            let steered = if self.weather.steering {
-                steer::core_of(&datagram.payload, cores)
-            } else {
-                None
-            };
-            let core = steered.unwrap_or(from.port() % cores);
-            let inbox = &mut node.cores[usize::from(core)];
-            inbox.datagrams.push_back(datagram);
-            inbox.wake();
-        } else if let Some(client) = (0..self.clients.len()).find(|&client| client_addr(client) == to) {
-            self.clients[client].push(datagram);
-        }
-    }
-}
-
-fn client_addr(client: usize) -> SocketAddr {
-    SocketAddr::new(Ipv4Addr::new(10, 1, 0, 1).into(), 40_000 + client as u16)
-}
-
-/// Wakes a task by its number.
-struct Flag(AtomicBool);
-
-impl Wake for Flag {
-    fn wake(self: Arc<Self>) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// A simulation: nodes, clients, and the clock between them.
 pub struct Sim {
     world: Rc<RefCell<World>>,
     authority: Authority,
-    tasks: Vec<Option<(Arc<Flag>, Task)>>,
+    executor: Executor,
+    /// What each node was set up with; `None` for a bare one.
+    setups: Vec<Option<NodeSetup>>,
     /// The clients, in the order they were added.
     pub clients: Vec<Client>,
 }
@@ -232,49 +80,95 @@ impl std::fmt::Debug for Sim {
 impl Sim {
     /// An empty world.
     pub fn new(seed: u64, weather: Weather) -> Self {
-        let start = Instant::now();
-        let world = World {
-            start,
-            now: start,
-            dice: Dice::new(seed),
-            weather,
-            nodes: Vec::new(),
-            clients: Vec::new(),
-            spawned: Vec::new(),
-            clock_offset_ms: 0,
-            sequence: 0,
-            in_flight: BTreeMap::new(),
-            timers: BTreeMap::new(),
-            trace: 0xcbf2_9ce4_8422_2325,
-            sent: 0,
-        };
         Self {
-            world: Rc::new(RefCell::new(world)),
+            world: Rc::new(RefCell::new(World::new(seed, weather))),
             authority: Authority::new(),
-            tasks: Vec::new(),
+            executor: Executor::default(),
+            setups: Vec::new(),
             clients: Vec::new(),
         }
     }
 
+    /// Polls tasks that are ready in random order from now on, not in the order they became so.
+    pub fn shuffle_tasks(&mut self) {
+        self.executor.shuffle = Some(Dice::new(self.world.borrow_mut().dice.roll()));
+    }
+
     /// Starts a node; returns its number.
     pub fn node(&mut self, setup: &NodeSetup) -> usize {
-        let running = Rc::new(RefCell::new(setup.cores));
-        let node = self.world.borrow().nodes.len();
-        let addr = SocketAddr::new(Ipv4Addr::new(10, 0, 0, 1 + node as u8).into(), 7400);
-        self.world.borrow_mut().nodes.push(NodeState {
-            addr,
-            cores: (0..setup.cores).map(|_| Inbox::default()).collect(),
+        let node = self.add_node(setup.cores, Some(setup.clone()));
+        self.start(node);
+        node
+    }
+
+    /// Adds a machine that runs no node, only what [`Sim::spawn`] gives it; returns its number.
+    pub fn bare_node(&mut self, cores: CoreId) -> usize {
+        let node = self.add_node(cores, None);
+        self.start(node);
+        node
+    }
+
+    fn add_node(&mut self, cores: CoreId, setup: Option<NodeSetup>) -> usize {
+        let mut world = self.world.borrow_mut();
+        let node = world.nodes.len();
+        let clock = NodeClock::new(world.start);
+        world.nodes.push(NodeState {
+            addr: node_addr(node),
+            cores: (0..cores).map(|_| Inbox::default()).collect(),
+            up: false,
+            frozen: false,
             stopping: false,
-            running: Rc::clone(&running),
+            running: Rc::default(),
+            incarnation: 0,
+            clock,
+            disk: DiskWeather::default(),
+            storage: Storage::default(),
+            dying: None,
         });
+        self.setups.push(setup);
+        node
+    }
+
+    /// Starts a node that is down.
+    ///
+    /// # Panics
+    /// When it is up.
+    pub fn start(&mut self, node: usize) {
+        let (cores, incarnation, running) = {
+            let mut world = self.world.borrow_mut();
+            let state = &mut world.nodes[node];
+            assert!(!state.up, "node {node} is up");
+            state.up = true;
+            state.stopping = false;
+            state.incarnation += 1;
+            state.running = Rc::new(Cell::new(state.cores.len() as CoreId));
+            (
+                state.cores.len() as CoreId,
+                state.incarnation,
+                Rc::clone(&state.running),
+            )
+        };
+        let Some(setup) = self.setups[node].clone() else { return };
+        let config = self.config(node, incarnation, &setup);
+        for core in 0..cores {
+            let (env, config, running) = (self.env(node, core), config.clone(), Rc::clone(&running));
+            let task = async move {
+                generation_node::run(env, config).await;
+                running.set(running.get() - 1);
+            };
+            self.executor.spawn(node, Box::pin(task));
+        }
+    }
+
+    fn config(&self, node: usize, incarnation: u32, setup: &NodeSetup) -> CoreConfig {
         let mut secret = [0; 32];
         self.world.borrow_mut().dice.fill(&mut secret);
-        let config = CoreConfig {
+        CoreConfig {
             cluster: "sim".to_owned(),
             node: 1 + node as u64,
-            addr,
+            addr: node_addr(node),
             shards: setup.shards,
-            epoch: 1,
+            epoch: incarnation,
             shard: setup.shard,
             limits: setup.limits,
             node_limits: setup.node_limits.clone(),
@@ -292,20 +186,21 @@ impl Sim {
                 })
             }),
             software: "generation-sim".to_owned(),
-        };
-        for core in 0..setup.cores {
-            let env = SimEnv {
-                world: Rc::clone(&self.world),
-                node,
-                core,
-            };
-            let (config, running) = (config.clone(), Rc::clone(&running));
-            self.spawn(Box::pin(async move {
-                generation_node::run(env, config).await;
-                *running.borrow_mut() -= 1;
-            }));
         }
-        node
+    }
+
+    /// The environment of a core.
+    pub fn env(&self, node: usize, core: CoreId) -> SimEnv {
+        SimEnv {
+            world: Rc::clone(&self.world),
+            node,
+            core,
+        }
+    }
+
+    /// Runs a task on a node until it ends or the node dies.
+    pub fn spawn(&mut self, node: usize, task: impl Future<Output = ()> + 'static) {
+        self.executor.spawn(node, Box::pin(task));
     }
 
     /// Adds a client with a good certificate; returns its number.
@@ -350,7 +245,12 @@ impl Sim {
 
     /// Datagrams sent so far.
     pub fn sent(&self) -> u64 {
-        self.world.borrow().sent
+        self.counters().sent
+    }
+
+    /// What has happened, counted.
+    pub fn counters(&self) -> Counters {
+        self.world.borrow().counters
     }
 
     /// Changes the weather.
@@ -358,9 +258,59 @@ impl Sim {
         change(&mut self.world.borrow_mut().weather);
     }
 
-    /// Moves the wall clock (not monotonic time) forward at once.
+    /// Changes the weather on a node's disk.
+    pub fn set_disk_weather(&mut self, node: usize, change: impl FnOnce(&mut DiskWeather)) {
+        change(&mut self.world.borrow_mut().nodes[node].disk);
+    }
+
+    /// Makes the next syncs of a node's disk fail. What they should have made durable is lost in part, and the sync after them
+    /// succeeds.
+    pub fn fail_syncs(&mut self, node: usize, count: u64) {
+        self.world.borrow_mut().nodes[node].storage.failing_syncs = count;
+    }
+
+    /// Cuts both ways between the hosts of two groups.
+    pub fn partition(&mut self, one: &[Host], other: &[Host]) {
+        self.cut(one, other);
+        self.cut(other, one);
+    }
+
+    /// Cuts the way from each of `from` to each of `to`.
+    pub fn cut(&mut self, from: &[Host], to: &[Host]) {
+        self.world.borrow_mut().links.cut(from, to);
+    }
+
+    /// Opens the way from each of `from` to each of `to` again, at full speed.
+    pub fn mend(&mut self, from: &[Host], to: &[Host]) {
+        self.world.borrow_mut().links.mend(from, to);
+    }
+
+    /// Makes datagrams from each of `from` to each of `to` take longer.
+    pub fn slow_link(&mut self, from: &[Host], to: &[Host], extra: Duration) {
+        self.world.borrow_mut().links.slow(from, to, extra);
+    }
+
+    /// Opens every way and slows none.
+    pub fn heal(&mut self) {
+        self.world.borrow_mut().links.heal();
+    }
+
+    /// Moves the wall clock (not monotonic time) of every node forward at once.
     pub fn skip_clock(&mut self, by: Duration) {
-        self.world.borrow_mut().clock_offset_ms += by.as_millis() as u64;
+        for node in 0..self.setups.len() {
+            self.step_clock(node, by.as_millis() as i64);
+        }
+    }
+
+    /// Moves the wall clock of a node at once, forward or backward.
+    pub fn step_clock(&mut self, node: usize, by_ms: i64) {
+        self.world.borrow_mut().nodes[node].clock.step_wall(by_ms);
+    }
+
+    /// Makes a node's monotonic time, and its wall clock with it, pass faster or slower: at most by a tenth.
+    pub fn set_drift(&mut self, node: usize, ppm: i64) {
+        let change = |clock: &mut NodeClock, now| clock.set_drift(now, ppm);
+        self.world.borrow_mut().change_clock(node, change);
     }
 
     /// Sends bytes to a node as if `from` had sent them.
@@ -381,7 +331,119 @@ impl Sim {
 
     /// Whether all cores of a node have ended.
     pub fn has_stopped(&self, node: usize) -> bool {
-        *self.world.borrow().nodes[node].running.borrow() == 0
+        self.world.borrow().nodes[node].running.get() == 0
+    }
+
+    /// Whether a node runs, or ran until it stopped by itself.
+    pub fn is_up(&self, node: usize) -> bool {
+        self.world.borrow().nodes[node].up
+    }
+
+    /// How often a node was started.
+    pub fn starts(&self, node: usize) -> u32 {
+        self.world.borrow().nodes[node].incarnation
+    }
+
+    /// Whether a node is frozen.
+    pub fn is_frozen(&self, node: usize) -> bool {
+        self.world.borrow().nodes[node].frozen
+    }
+
+    /// Ends a node at once, whatever it is doing. One that is down already stays so.
+    pub fn kill(&mut self, node: usize, how: Kill) {
+        {
+            let mut world = self.world.borrow_mut();
+            let world = &mut *world;
+            let state = &mut world.nodes[node];
+            if !state.up {
+                return;
+            }
+            state.up = false;
+            state.dying = None;
+            world.counters.kills += 1;
+            for inbox in &mut state.cores {
+                *inbox = Inbox::default();
+            }
+            world.spawned.retain(|(of, _)| *of != node);
+        }
+        self.thaw(node);
+        // Its tasks give up what they hold of the disk before the disk forgets it.
+        self.executor.kill(node);
+        let mut world = self.world.borrow_mut();
+        let world = &mut *world;
+        let state = &mut world.nodes[node];
+        match how {
+            Kill::Process => state.storage.settle(),
+            Kill::Power => state.storage.crash(&state.disk, &mut world.dice),
+        }
+        state.running.set(0);
+        world.note(&[node as u64, how as u64]);
+    }
+
+    /// Stops polling a node while the world goes on: SIGSTOP, or a frozen machine where `clock_stops` too.
+    pub fn freeze(&mut self, node: usize, clock_stops: bool) {
+        {
+            let mut world = self.world.borrow_mut();
+            world.nodes[node].frozen = true;
+            world.counters.freezes += 1;
+            if clock_stops {
+                world.change_clock(node, |clock, now| clock.set_stopped(now, true));
+            }
+        }
+        self.executor.freeze(node);
+    }
+
+    /// Lets a frozen node go on.
+    pub fn thaw(&mut self, node: usize) {
+        {
+            let mut world = self.world.borrow_mut();
+            world.nodes[node].frozen = false;
+            world.change_clock(node, |clock, now| clock.set_stopped(now, false));
+        }
+        self.executor.thaw(node);
+    }
+
+    /// Has something happen to a node at a named point of its code.
+    pub fn ambush(&mut self, ambush: Ambush) {
+        self.world.borrow_mut().ambushes.lay(ambush);
+    }
+
+    /// Kills a node at a point of its code by chance: `per_million` of the points that are passed.
+    pub fn set_ambush_rate(&mut self, per_million: u64) {
+        self.world.borrow_mut().ambushes.per_million = per_million;
+    }
+
+    /// Takes all ambushes away.
+    pub fn clear_ambushes(&mut self) {
+        self.world.borrow_mut().ambushes.clear();
+    }
+
+    /// How often each named point was passed.
+    pub fn points_passed(&self) -> BTreeMap<&'static str, u64> {
+        self.world.borrow().ambushes.passed().clone()
+    }
+
+    /// A copy of a node's disk as it is.
+    pub fn disk_image(&self, node: usize) -> DiskImage {
+        DiskImage(self.world.borrow().nodes[node].storage.clone())
+    }
+
+    /// Gives a node that is down another disk.
+    ///
+    /// # Panics
+    /// When it is up.
+    pub fn replace_disk(&mut self, node: usize, image: DiskImage) {
+        let state = &mut self.world.borrow_mut().nodes[node];
+        assert!(!state.up, "node {node} uses its disk");
+        let generation = state.storage.generation;
+        state.storage = image.0;
+        state.storage.settle();
+        state.storage.generation = generation + 1;
+    }
+
+    /// Makes sure that something happens at `at`, so that whoever waits for that moment is asked.
+    pub fn wake_at(&mut self, at: Instant) {
+        self.world.borrow_mut().wake_at(None, at, Waker::noop().clone());
     }
 
     /// Runs until `done` gives something.
@@ -404,7 +466,7 @@ impl Sim {
     /// Runs for some simulated time.
     pub fn run_for(&mut self, time: Duration) {
         let end = self.now() + time;
-        self.world.borrow_mut().wake_at(end, Waker::noop().clone());
+        self.wake_at(end);
         self.until(|sim| (sim.now() >= end).then_some(()));
     }
 
@@ -412,15 +474,17 @@ impl Sim {
     fn settle(&mut self) {
         loop {
             let mut progress = self.run_tasks();
+            let now = self.now();
             for number in 0..self.clients.len() {
                 let arrived = std::mem::take(&mut self.world.borrow_mut().clients[number]);
+                if arrived.is_empty() && !self.clients[number].is_due(now) {
+                    continue;
+                }
                 progress |= !arrived.is_empty();
-                let now = self.now();
-                let addr = self.clients[number].addr();
                 let world = &self.world;
                 self.clients[number].turn(now, arrived, |to, datagram| {
                     progress = true;
-                    world.borrow_mut().send(addr, Endpoint::Client(number), to, datagram);
+                    world.borrow_mut().send(Host::Client(number), to, datagram);
                 });
             }
             if !progress {
@@ -431,59 +495,36 @@ impl Sim {
 
     /// Moves the clock to the next thing that happens. `false`: nothing will.
     fn advance(&mut self) -> bool {
-        let mut world = self.world.borrow_mut();
-        let network = world.in_flight.keys().next().map(|&(at, _)| at);
-        let timer = world.timers.keys().next().map(|&(at, _)| at);
         let clients = self.clients.iter().filter_map(Client::next_timeout).min();
-        let Some(next) = [network, timer, clients].into_iter().flatten().min() else {
+        let mut world = self.world.borrow_mut();
+        let Some(next) = world.next_event().into_iter().chain(clients).min() else {
             return false;
         };
-        world.now = world.now.max(next);
-        let now = world.now;
-        while let Some(entry) = world.timers.first_entry() {
-            if entry.key().0 > now {
-                break;
-            }
-            entry.remove().wake();
-        }
-        while let Some(entry) = world.in_flight.first_entry() {
-            if entry.key().0 > now {
-                break;
-            }
-            let (from, to, payload) = entry.remove();
-            world.deliver(from, to, payload);
-        }
+        world.advance(next);
         true
     }
 
-    fn spawn(&mut self, task: Task) {
-        self.tasks.push(Some((Arc::new(Flag(AtomicBool::new(true))), task)));
-    }
-
-    /// Polls every task that was woken, in the order they were started, until none is. Says whether any was.
+    /// Polls every task that is ready until none is. Says whether any was.
     fn run_tasks(&mut self) -> bool {
         let mut progress = false;
         loop {
             let spawned = std::mem::take(&mut self.world.borrow_mut().spawned);
-            for task in spawned {
-                self.spawn(task);
+            for (node, task) in spawned {
+                self.executor.spawn(node, task);
             }
-            let mut any = false;
-            for slot in &mut self.tasks {
-                let Some((flag, task)) = slot else { continue };
-                if !flag.0.swap(false, Ordering::Relaxed) {
-                    continue;
-                }
-                any = true;
-                let waker = Waker::from(Arc::clone(flag));
-                if task.as_mut().poll(&mut Context::from_waker(&waker)) == Poll::Ready(()) {
-                    *slot = None;
+            match self.executor.poll_one() {
+                Ok(true) => progress = true,
+                Ok(false) => return progress,
+                Err(node) => {
+                    let how = self.world.borrow_mut().nodes[node].dying.take();
+                    self.kill(node, how.expect("invariant: a crash says how"));
+                    progress = true;
                 }
             }
-            if !any {
-                return progress;
+            let freezing = std::mem::take(&mut self.world.borrow_mut().freezing);
+            for node in freezing {
+                self.freeze(node, false);
             }
-            progress = true;
         }
     }
 }
