@@ -186,9 +186,10 @@ impl Node {
         let port = port::open(config.listen, cores, buffer_bytes)?;
         let address = port.address;
         let core = core_config(config, &certificates, address, directory.next_epoch()?)?;
-        let cpus: Option<Vec<usize>> = config
-            .pin
-            .then(|| preflight::cpus().into_iter().take(cores.into()).collect());
+        let cpus: Option<Vec<usize>> = config.pin.then(|| {
+            let cpus = config.cpus.clone().unwrap_or_else(preflight::cpus);
+            cpus.into_iter().take(cores.into()).collect()
+        });
         let executors = Executors::start(
             port,
             cpus.as_deref(),
