@@ -82,6 +82,11 @@ pub struct DataDirectory {
 }
 
 impl DataDirectory {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Makes the directory if it does not exist, and locks it.
     pub fn open(path: &Path) -> Result<Self, DirectoryError> {
         let at = |path: &Path| {
@@ -193,6 +198,7 @@ impl Node {
         let executors = Executors::start(
             port,
             cpus.as_deref(),
+            directory.path(),
             move |env| {
                 let mut core = core.clone();
                 core.mtu_discovery = !env.may_fragment();
