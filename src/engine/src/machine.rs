@@ -24,7 +24,7 @@ mod tests;
 
 use crate::batch::{Batch, Configuration, Operation};
 use crate::codec::Reader;
-use crate::command::Outcome;
+use crate::command::{Command, Outcome};
 use crate::config::ShardConfig;
 use crate::digest;
 use crate::session::{Opening, SessionLimits, SessionTable, Verdict};
@@ -147,9 +147,21 @@ impl Machine {
     /// If `index` does not grow or is above [`crate::Version::MAX_INDEX`].
     pub fn apply(&mut self, index: u64, batch: &Batch<'_>, mut each: impl FnMut(usize, Reply)) {
         self.shard.begin(index, batch.time_ms());
-        for (ordinal, operation) in batch.operations().enumerate() {
+        let mut operations = batch.operations().peekable();
+        let mut ordinal = 0;
+        loop {
+            // Most operations are commands without a session, and what such a run touches can be fetched ahead.
+            let run = std::iter::from_fn(|| operations.next_if(is_plain).and_then(plain));
+            let mut applied = 0;
+            self.shard.apply_batch(run, |number, outcome| {
+                applied = number + 1;
+                each(ordinal + number, Reply::Outcome(outcome));
+            });
+            ordinal += applied;
+            let Some(operation) = operations.next() else { return };
             let reply = self.operation(&operation);
             each(ordinal, reply);
+            ordinal += 1;
         }
     }
 
@@ -263,5 +275,16 @@ impl Machine {
             .set_budget(configuration.budget_bytes, configuration.max_records);
         self.sessions.set_limits(configuration.sessions);
         Reply::Configured
+    }
+}
+
+fn is_plain(operation: &Operation<'_>) -> bool {
+    matches!(operation, Operation::Command { session: None, .. })
+}
+
+fn plain(operation: Operation<'_>) -> Option<Command<'_>> {
+    match operation {
+        Operation::Command { command, session: None } => Some(command),
+        _ => None,
     }
 }

@@ -25,6 +25,8 @@ pub(crate) struct Replica<T> {
     /// Commands in the entry being applied.
     position: usize,
     outcomes: Vec<(T, Outcome)>,
+    /// Of the commands being applied.
+    results: Vec<Outcome>,
     victims: Vec<Victim>,
     entries: u64,
 }
@@ -38,6 +40,7 @@ impl<T> Replica<T> {
             index,
             position: 0,
             outcomes: Vec::new(),
+            results: Vec::new(),
             victims: Vec::new(),
             entries: 0,
         }
@@ -74,9 +77,17 @@ impl<T> Replica<T> {
         }
         self.victims = victims;
         self.victims.clear();
-        for (token, command) in batch.drain(..) {
-            let outcome = self.apply(now_ms, &command);
-            self.outcomes.push((token, outcome));
+        while !batch.is_empty() {
+            if self.position == MAX_ENTRY_COMMANDS {
+                self.begin(now_ms);
+            }
+            let count = batch.len().min(MAX_ENTRY_COMMANDS - self.position);
+            self.position += count;
+            let (shard, results) = (&mut self.shard, &mut self.results);
+            let commands = batch[..count].iter().map(|(_, command)| *command);
+            shard.apply_batch(commands, |_, outcome| results.push(outcome));
+            let tokens = batch.drain(..count).map(|(token, _)| token);
+            self.outcomes.extend(tokens.zip(results.drain(..)));
         }
     }
 
