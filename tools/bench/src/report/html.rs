@@ -8,7 +8,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::Report;
-use super::table::{figure, short, time};
+use super::table::{self, figure, short, time};
 use crate::compare::{Comparison, Metric};
 use crate::result::{Event, RunResult};
 use crate::system::Environment;
@@ -66,7 +66,7 @@ pub fn render(report: &Report) -> Result<String, String> {
             for row in &comparison.rows {
                 let _ = write!(
                     body,
-                    "<h2>{}</h2><p>{} connections, closed loop, batches of {} written at once, {} rounds</p>",
+                    "<h2>{}</h2><p>{} connection(s), closed loop, batches of {} written at once, {} round(s)</p>",
                     row.row,
                     row.row.connections,
                     row.row.depth,
@@ -77,6 +77,11 @@ pub fn render(report: &Report) -> Result<String, String> {
                     let runs: Vec<_> = round.iter().take(comparison.servers.len()).collect();
                     body.push_str(&by_percentile(&runs)?);
                 }
+            }
+            body.push_str("<h2>How to read it</h2>");
+            for line in table::comparison(comparison).lines() {
+                let class = if line.starts_with("***") { "bad" } else { "small" };
+                let _ = write!(body, "<p class=\"{class}\">{}</p>", escape(line));
             }
             Ok(page("Comparison", &comparison.environment, &body))
         }
@@ -151,26 +156,18 @@ fn figures(body: &mut String, run: &RunResult) {
 }
 
 fn comparison_figures(body: &mut String, comparison: &Comparison, row: &crate::compare::RowResult) {
-    body.push_str("<table><tr><th>median (ratio to the first)</th><th>server CPU/op</th><th>operations/s</th><th>p50</th><th>p99</th><th>p99.9</th></tr>");
+    body.push_str(
+        "<table><tr><th></th><th>server CPU/op</th><th>operations/s</th><th>p50</th><th>p99</th><th>p99.9</th></tr>",
+    );
     for (index, server) in comparison.servers.iter().enumerate() {
         let _ = write!(body, "<tr><td>{}</td>", escape(server));
         for metric in Metric::ALL {
-            let value = row.spread(index, metric).map_or_else(
-                || "-".to_owned(),
-                |spread| {
-                    if metric == Metric::Rate {
-                        short(spread.median)
-                    } else {
-                        format!("{:.2} µs", spread.median)
-                    }
-                },
+            let _ = write!(
+                body,
+                "<td>{}<br><span class=\"small\">{}</span></td>",
+                escape(&table::value(comparison, row, index, metric)),
+                escape(&table::against(row, index, metric)),
             );
-            let ratio = match (index, row.ratio(index, metric), row.noise(metric)) {
-                (0, _, Some(noise)) => format!(" (A/A ±{:.0} %)", noise * 100.0),
-                (_, Some(ratio), _) => format!(" ({:.2}× [{:.2}–{:.2}])", ratio.median, ratio.min, ratio.max),
-                _ => String::new(),
-            };
-            let _ = write!(body, "<td>{value}{ratio}</td>");
         }
         body.push_str("</tr>");
     }
@@ -431,8 +428,8 @@ fn page(title: &str, environment: &Environment, body: &str) -> String {
          <title>{title}</title><style>\
          body{{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}}\
          table{{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}}\
-         td,th{{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd}}\
-         td:first-child,th:first-child{{text-align:left}}figure{{margin:1rem 0}}svg{{max-width:100%;height:auto}}\
+         td,th{{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}}\
+         td:first-child,th:first-child{{text-align:left}}figure{{margin:1rem 0}}svg{{width:100%;height:auto}}\
          .bad{{color:#b00;font-weight:600}}.small{{color:#666;font-size:13px}}</style></head><body>\
          <h1>{title}</h1><p class=\"small\">{} × {}{}, Linux {}, load before {:.2}; {}<br><code>{}</code></p>{body}</body></html>\n",
         environment.cpus,
