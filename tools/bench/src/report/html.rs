@@ -26,6 +26,8 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(80, 80, 80),
 ];
 const FONT: &str = "sans-serif";
+/// Share of a chart's height that labels of events may take.
+const LABELS: f64 = 0.2;
 
 /// A named line of points.
 struct Curve {
@@ -266,7 +268,11 @@ fn over_time(run: &RunResult) -> Result<String, String> {
         .map_or(1.0, |last| last.start_s + last.length_s)
         .max(run.measured_s);
     let latency = svg(|area| {
-        let (low, high) = bounds(&latencies);
+        let (low, mut high) = bounds(&latencies);
+        if !run.events.is_empty() {
+            // Room for the labels above the curves.
+            high *= (high / low).powf(LABELS);
+        }
         let mut chart = ChartBuilder::on(area)
             .margin(12)
             .x_label_area_size(40)
@@ -283,8 +289,8 @@ fn over_time(run: &RunResult) -> Result<String, String> {
             .axis_desc_style((FONT, 14))
             .draw()
             .map_err(|error| error.to_string())?;
-        draw_events(&mut chart, &run.events, end_s, |share| low * (high / low).powf(share))?;
-        draw_curves(&mut chart, &latencies, SeriesLabelPosition::UpperLeft)
+        draw_curves(&mut chart, &latencies, SeriesLabelPosition::UpperLeft)?;
+        draw_events(&mut chart, &run.events, end_s, |share| low * (high / low).powf(share))
     })?;
     // An interval without a reply is a rate of zero, not a gap in the line.
     let rate_curve = |name: &str, of: &dyn Fn(&crate::result::IntervalResult) -> f64| Curve {
@@ -304,7 +310,7 @@ fn over_time(run: &RunResult) -> Result<String, String> {
     }
     let rate = svg(|area| {
         let values = rates.iter().flat_map(|curve| &curve.points).map(|point| point.1);
-        let high = values.fold(1.0, f64::max) * 1.15;
+        let high = values.fold(1.0, f64::max) * (1.1 + LABELS);
         let mut chart = ChartBuilder::on(area)
             .margin(12)
             .x_label_area_size(40)
@@ -321,8 +327,8 @@ fn over_time(run: &RunResult) -> Result<String, String> {
             .axis_desc_style((FONT, 14))
             .draw()
             .map_err(|error| error.to_string())?;
-        draw_events(&mut chart, &run.events, end_s, |share| high * share)?;
-        draw_curves(&mut chart, &rates, SeriesLabelPosition::LowerLeft)
+        draw_curves(&mut chart, &rates, SeriesLabelPosition::LowerLeft)?;
+        draw_events(&mut chart, &run.events, end_s, |share| high * share)
     })?;
     Ok(latency + &rate)
 }
@@ -348,9 +354,9 @@ where
         chart.draw_series(line).map_err(|error| error.to_string())?;
         // A label near the right edge stands left of its line.
         let (label, side) = if *at_s > end_s * 0.75 {
-            (format!("{text} "), HPos::Right)
+            (format!("{text}\u{a0}"), HPos::Right)
         } else {
-            (format!(" {text}"), HPos::Left)
+            (format!("\u{a0}{text}"), HPos::Left)
         };
         let style = (FONT, 13).into_font().color(&BLACK).pos(Pos::new(side, VPos::Top));
         let at = (*at_s, height(0.98 - 0.06 * (index % ROWS) as f64));
