@@ -1,6 +1,6 @@
 //! etcd over its gRPC interface: HTTP/2 by h2, messages by prost, on the generator's own readiness loop.
 //!
-//! The messages are declared here, with the few fields that are used and the numbers of etcd's `rpc.proto` (API v3), so
+//! The messages are declared in [`calls`], with the few fields that are used and the numbers of etcd's `rpc.proto` (API v3), so
 //! that nothing generates code at build time and no `protoc` is needed. A connection is one HTTP/2 connection; requests on
 //! it travel as concurrent streams. With several endpoints the connections are dealt out in turn, as etcd's own client
 //! balances. Reads are linearizable, etcd's default.
