@@ -18,7 +18,7 @@ use generation_bench::report::{FORMAT, Report, diff as differences, hdr_log, htm
 use generation_bench::result::RunResult;
 use generation_bench::scenario::{self, ScenarioSettings, Watch};
 use generation_bench::schedule::Arrival;
-use generation_bench::sweep::{SweepSettings, Verdict, sweep};
+use generation_bench::sweep::{SweepSettings, Verdict, conclusion, sweep};
 use generation_bench::system::{self, Environment, Probe, ProcessProbe};
 use generation_bench::target::Connector;
 use generation_bench::target::etcd::EtcdConnector;
@@ -312,7 +312,7 @@ fn sweep_rates(args: &SweepArgs, stop: &AtomicBool) -> Result<ExitCode, BenchErr
     }
     screen.step(&connector.name());
     let bar = screen.bar.clone();
-    let mut knee = None;
+    let (mut knee, mut limit) = (None::<f64>, None::<(f64, Verdict)>);
     let each = |result: &RunResult, verdict: Verdict| {
         let Mode::Open { rate_per_s, .. } = result.settings.mode else {
             return;
@@ -335,6 +335,8 @@ fn sweep_rates(args: &SweepArgs, stop: &AtomicBool) -> Result<ExitCode, BenchErr
         });
         if verdict == Verdict::Good {
             knee = Some(rate_per_s);
+        } else if limit.is_none_or(|(rate, _)| rate_per_s < rate) {
+            limit = Some((rate_per_s, verdict));
         }
     };
     let runs = sweep(&*connector, &spec, &settings, &search, stop, each, &mut |progress| {
@@ -343,14 +345,12 @@ fn sweep_rates(args: &SweepArgs, stop: &AtomicBool) -> Result<ExitCode, BenchErr
     screen.bar.finish_and_clear();
     let bound = table::time(search.bound_us);
     let lost = runs.iter().find_map(|run| run.error.clone());
-    match (knee, &lost) {
-        (_, Some(error)) => println!("*** ENDED EARLY: {error} ***"),
-        (Some(rate), None) => println!(
-            "{}: p99.9 stays under {bound} up to {} operations/s",
-            connector.name(),
-            table::short(rate)
-        ),
-        (None, None) => println!("{}: p99.9 is over {bound} at every rate tried", connector.name()),
+    if let Some(error) = &lost {
+        println!("*** ENDED EARLY: {error} ***");
+    } else {
+        let knee = knee.map(table::short);
+        let limit = limit.map(|(_, verdict)| verdict);
+        println!("{}", conclusion(&connector.name(), &bound, knee.as_deref(), limit));
     }
     write_report(
         &Report::Runs {

@@ -1,7 +1,8 @@
 //! The highest rate at which a percentile stays under a bound: the knee of the latency curve.
 //!
 //! Doubles the rate until a run breaks the bound (or the generator falls behind), then halves the gap between
-//! the last good and the first bad rate until it is small enough.
+//! the last good and the first bad rate until it is small enough. A generator that falls behind at every rate is no finding about the
+//! server: the search ends, and says so.
 
 use std::sync::atomic::Ordering;
 
@@ -65,6 +66,26 @@ impl SweepSettings {
     }
 }
 
+/// Runs in a row in which the generator fell behind, before any good one, that end the search.
+const MAX_BEHIND: u32 = 4;
+
+/// What a search came to, in a sentence.
+///
+/// `good` is the fastest rate that stayed under the bound, `limit` why the slowest of the rates above it did not.
+pub fn conclusion(target: &str, bound: &str, good: Option<&str>, limit: Option<Verdict>) -> String {
+    match (good, limit) {
+        (Some(good), Some(Verdict::Bad)) => format!("{target}: p99.9 stays under {bound} up to {good} operations/s"),
+        (Some(good), _) => format!(
+            "{target}: p99.9 stays under {bound} up to at least {good} operations/s; the generator went no further (--threads, --max-rate)"
+        ),
+        (None, Some(Verdict::GeneratorTooSlow)) => format!(
+            "nothing is known of {target}: the generator fell behind at every rate; is the machine busy? Give the client a core of its \
+             own (--client-cpus)"
+        ),
+        (None, _) => format!("{target}: p99.9 is over {bound} at every rate tried"),
+    }
+}
+
 /// Runs until the knee is found. Returns every run in the order made; the knee is the fastest good one.
 pub fn sweep(
     connector: &dyn Connector,
@@ -76,6 +97,7 @@ pub fn sweep(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<RunResult>, BenchError> {
     let (mut good, mut bad) = (None::<f64>, None::<f64>);
+    let mut behind = 0;
     let mut results = Vec::new();
     while let Some(rate_per_s) = sweep.next(good, bad) {
         let mode = Mode::Open {
@@ -98,6 +120,14 @@ pub fn sweep(
             Verdict::Good => good = Some(rate_per_s),
             Verdict::Bad | Verdict::GeneratorTooSlow => bad = Some(rate_per_s),
         }
+        behind = if verdict == Verdict::GeneratorTooSlow {
+            behind + 1
+        } else {
+            0
+        };
+        if behind >= MAX_BEHIND && good.is_none() {
+            break;
+        }
     }
     Ok(results)
 }
@@ -105,6 +135,16 @@ pub fn sweep(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_limits_the_generator_is_not_said_of_the_server() {
+        let say = |good, limit| conclusion("x", "1 ms", good, limit);
+        assert!(say(Some("9 k"), Some(Verdict::Bad)).ends_with("up to 9 k operations/s"));
+        assert!(say(Some("9 k"), Some(Verdict::GeneratorTooSlow)).contains("at least 9 k"));
+        assert!(say(Some("9 k"), None).contains("at least 9 k"));
+        assert!(say(None, Some(Verdict::GeneratorTooSlow)).contains("nothing is known of x"));
+        assert!(say(None, Some(Verdict::Bad)).contains("over 1 ms at every rate"));
+    }
 
     #[test]
     fn the_search_closes_in_on_the_knee() {

@@ -14,6 +14,7 @@ use generation_bench::result::RunResult;
 use generation_bench::schedule::Arrival;
 use generation_bench::system::Environment;
 use generation_bench::target::etcd::EtcdConnector;
+use generation_bench::target::generation::GenerationConnector;
 use generation_bench::target::memcached::MemcachedConnector;
 use generation_bench::target::resp::RespConnector;
 use generation_bench::target::tls::TlsFiles;
@@ -246,6 +247,25 @@ fn nobody_listening_is_named_with_its_address() {
     let error = measure(&nowhere, &settings(mode, Duration::from_secs(1))).unwrap_err();
     assert!(
         matches!(error, BenchError::Target(TargetError::Resolve { .. })),
+        "{error}"
+    );
+}
+
+#[test]
+fn nobody_listening_on_udp_is_noticed_before_quic_gives_up() {
+    let directory = tempfile::tempdir().unwrap();
+    Certificates::make(directory.path()).unwrap();
+    let addr = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let config = directory.path().join("client.toml");
+    let text = format!(
+        "cluster = \"dev\"\nseeds = [\"{addr}\"]\nca = \"ca.pem\"\ncertificate = \"server.pem\"\nkey = \"server.key\"\n"
+    );
+    std::fs::write(&config, text).unwrap();
+    let Err(error) = GenerationConnector { config }.connect(1) else {
+        panic!("nobody listens, and yet it connected");
+    };
+    assert!(
+        matches!(error, TargetError::Unreachable { .. }) && error.to_string().contains("nobody listens"),
         "{error}"
     );
 }

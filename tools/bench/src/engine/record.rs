@@ -139,12 +139,15 @@ impl Recorder {
         }
     }
 
-    /// Records the end of one operation. Failures are counted, and their latency is kept too: dropping it
-    /// would hide the very time-outs that users feel.
+    /// Records the end of one operation. Failures are counted. The age of those that nobody answered is kept too: dropping it would hide
+    /// the very time-outs that users feel. That of refusals is not: it would make a server that refuses look fast.
     #[inline]
     pub(super) fn record(&mut self, class: Class, latency_ns: u64, service_ns: u64, outcome: Outcome) {
         self.counters.count(outcome);
         self.interval_counters.count(outcome);
+        if matches!(outcome, Outcome::Failed(failure) if !failure.is_unanswered()) {
+            return;
+        }
         if let Some(run) = &mut self.run
             && run.class == class
             && run.latency_ns == latency_ns
@@ -224,7 +227,8 @@ mod tests {
             recorder.record(Class::Get, 1_000, 900, Outcome::Hit { version: 0 });
         }
         recorder.record(Class::Get, 2_000, 900, Outcome::Miss);
-        recorder.record(Class::Put, 2_000, 900, Outcome::Failed(Failure::Busy));
+        recorder.record(Class::Put, 2_000, 900, Outcome::Failed(Failure::Unanswered));
+        recorder.record(Class::Put, 1, 1, Outcome::Failed(Failure::Busy));
         recorder.end_interval(0);
         recorder.record(Class::Put, 5_000, 4_000, Outcome::Stored);
         let (classes, counters) = recorder.finish();
@@ -234,7 +238,7 @@ mod tests {
         assert!(classes[Class::Cas.index()].is_none());
         assert_eq!(
             (counters.completed, counters.hits, counters.misses, counters.failed()),
-            (5, 3, 1, 1)
+            (5, 3, 1, 2)
         );
         let interval = intervals.recv().unwrap();
         assert_eq!((interval.latency.len(), interval.counters.completed), (5, 4));

@@ -8,7 +8,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::Report;
-use super::table::{figure, short, time};
+use super::table::{self, figure, short, time};
 use crate::compare::{Comparison, Metric};
 use crate::result::{Event, RunResult};
 use crate::system::Environment;
@@ -26,6 +26,8 @@ const COLOURS: [RGBColor; 7] = [
     RGBColor(80, 80, 80),
 ];
 const FONT: &str = "sans-serif";
+/// Share of a chart's height that labels of events may take.
+const LABELS: f64 = 0.2;
 
 /// A named line of points.
 struct Curve {
@@ -66,7 +68,7 @@ pub fn render(report: &Report) -> Result<String, String> {
             for row in &comparison.rows {
                 let _ = write!(
                     body,
-                    "<h2>{}</h2><p>{} connections, closed loop, batches of {} written at once, {} rounds</p>",
+                    "<h2>{}</h2><p>{} connection(s), closed loop, batches of {} written at once, {} round(s)</p>",
                     row.row,
                     row.row.connections,
                     row.row.depth,
@@ -77,6 +79,11 @@ pub fn render(report: &Report) -> Result<String, String> {
                     let runs: Vec<_> = round.iter().take(comparison.servers.len()).collect();
                     body.push_str(&by_percentile(&runs)?);
                 }
+            }
+            body.push_str("<h2>How to read it</h2>");
+            for line in table::comparison(comparison).lines() {
+                let class = if line.starts_with("***") { "bad" } else { "small" };
+                let _ = write!(body, "<p class=\"{class}\">{}</p>", escape(line));
             }
             Ok(page("Comparison", &comparison.environment, &body))
         }
@@ -151,26 +158,18 @@ fn figures(body: &mut String, run: &RunResult) {
 }
 
 fn comparison_figures(body: &mut String, comparison: &Comparison, row: &crate::compare::RowResult) {
-    body.push_str("<table><tr><th>median (ratio to the first)</th><th>server CPU/op</th><th>operations/s</th><th>p50</th><th>p99</th><th>p99.9</th></tr>");
+    body.push_str(
+        "<table><tr><th></th><th>server CPU/op</th><th>operations/s</th><th>p50</th><th>p99</th><th>p99.9</th></tr>",
+    );
     for (index, server) in comparison.servers.iter().enumerate() {
         let _ = write!(body, "<tr><td>{}</td>", escape(server));
         for metric in Metric::ALL {
-            let value = row.spread(index, metric).map_or_else(
-                || "-".to_owned(),
-                |spread| {
-                    if metric == Metric::Rate {
-                        short(spread.median)
-                    } else {
-                        format!("{:.2} µs", spread.median)
-                    }
-                },
+            let _ = write!(
+                body,
+                "<td>{}<br><span class=\"small\">{}</span></td>",
+                escape(&table::value(comparison, row, index, metric)),
+                escape(&table::against(row, index, metric)),
             );
-            let ratio = match (index, row.ratio(index, metric), row.noise(metric)) {
-                (0, _, Some(noise)) => format!(" (A/A ±{:.0} %)", noise * 100.0),
-                (_, Some(ratio), _) => format!(" ({:.2}× [{:.2}–{:.2}])", ratio.median, ratio.min, ratio.max),
-                _ => String::new(),
-            };
-            let _ = write!(body, "<td>{value}{ratio}</td>");
         }
         body.push_str("</tr>");
     }
@@ -269,7 +268,11 @@ fn over_time(run: &RunResult) -> Result<String, String> {
         .map_or(1.0, |last| last.start_s + last.length_s)
         .max(run.measured_s);
     let latency = svg(|area| {
-        let (low, high) = bounds(&latencies);
+        let (low, mut high) = bounds(&latencies);
+        if !run.events.is_empty() {
+            // Room for the labels above the curves.
+            high *= (high / low).powf(LABELS);
+        }
         let mut chart = ChartBuilder::on(area)
             .margin(12)
             .x_label_area_size(40)
@@ -286,8 +289,8 @@ fn over_time(run: &RunResult) -> Result<String, String> {
             .axis_desc_style((FONT, 14))
             .draw()
             .map_err(|error| error.to_string())?;
-        draw_events(&mut chart, &run.events, end_s, |share| low * (high / low).powf(share))?;
-        draw_curves(&mut chart, &latencies, SeriesLabelPosition::UpperLeft)
+        draw_curves(&mut chart, &latencies, SeriesLabelPosition::UpperLeft)?;
+        draw_events(&mut chart, &run.events, end_s, |share| low * (high / low).powf(share))
     })?;
     // An interval without a reply is a rate of zero, not a gap in the line.
     let rate_curve = |name: &str, of: &dyn Fn(&crate::result::IntervalResult) -> f64| Curve {
@@ -307,7 +310,7 @@ fn over_time(run: &RunResult) -> Result<String, String> {
     }
     let rate = svg(|area| {
         let values = rates.iter().flat_map(|curve| &curve.points).map(|point| point.1);
-        let high = values.fold(1.0, f64::max) * 1.15;
+        let high = values.fold(1.0, f64::max) * (1.1 + LABELS);
         let mut chart = ChartBuilder::on(area)
             .margin(12)
             .x_label_area_size(40)
@@ -324,8 +327,8 @@ fn over_time(run: &RunResult) -> Result<String, String> {
             .axis_desc_style((FONT, 14))
             .draw()
             .map_err(|error| error.to_string())?;
-        draw_events(&mut chart, &run.events, end_s, |share| high * share)?;
-        draw_curves(&mut chart, &rates, SeriesLabelPosition::LowerLeft)
+        draw_curves(&mut chart, &rates, SeriesLabelPosition::LowerLeft)?;
+        draw_events(&mut chart, &run.events, end_s, |share| high * share)
     })?;
     Ok(latency + &rate)
 }
@@ -351,9 +354,9 @@ where
         chart.draw_series(line).map_err(|error| error.to_string())?;
         // A label near the right edge stands left of its line.
         let (label, side) = if *at_s > end_s * 0.75 {
-            (format!("{text} "), HPos::Right)
+            (format!("{text}\u{a0}"), HPos::Right)
         } else {
-            (format!(" {text}"), HPos::Left)
+            (format!("\u{a0}{text}"), HPos::Left)
         };
         let style = (FONT, 13).into_font().color(&BLACK).pos(Pos::new(side, VPos::Top));
         let at = (*at_s, height(0.98 - 0.06 * (index % ROWS) as f64));
@@ -431,8 +434,8 @@ fn page(title: &str, environment: &Environment, body: &str) -> String {
          <title>{title}</title><style>\
          body{{font:15px/1.5 system-ui,sans-serif;max-width:960px;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}}\
          table{{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}}\
-         td,th{{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd}}\
-         td:first-child,th:first-child{{text-align:left}}figure{{margin:1rem 0}}svg{{max-width:100%;height:auto}}\
+         td,th{{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}}\
+         td:first-child,th:first-child{{text-align:left}}figure{{margin:1rem 0}}svg{{width:100%;height:auto}}\
          .bad{{color:#b00;font-weight:600}}.small{{color:#666;font-size:13px}}</style></head><body>\
          <h1>{title}</h1><p class=\"small\">{} × {}{}, Linux {}, load before {:.2}; {}<br><code>{}</code></p>{body}</body></html>\n",
         environment.cpus,

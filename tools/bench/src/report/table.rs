@@ -100,12 +100,7 @@ pub fn run(result: &RunResult) -> String {
             cpu.us_per_operation, cpu.cores
         );
     }
-    let _ = writeln!(
-        text,
-        ", client CPU {:.3} µs/operation, client busy {:.0} %",
-        result.client_cpu_us_per_operation,
-        result.client_busy * 100.0
-    );
+    let _ = writeln!(text, ", client busy {:.0} %", result.client_busy * 100.0);
     if result.conflicts > 0 {
         let _ = writeln!(text, "{} conditions did not hold", result.conflicts);
     }
@@ -193,6 +188,26 @@ fn ratio(row: &RowResult, index: usize, metric: Metric) -> String {
     format!("{:.2} [{:.2}-{:.2}]{mark}", spread.median, spread.min, spread.max)
 }
 
+/// Median of a metric of server `index`; a rate that the generator limits is a lower bound.
+pub fn value(comparison: &Comparison, row: &RowResult, index: usize, metric: Metric) -> String {
+    let bound = row.generator_bound(index, comparison.settings.server_cpus.len());
+    spread(row.spread(index, metric), |value| match metric {
+        Metric::ServerCpu => format!("{value:.3} µs"),
+        Metric::Rate if bound => format!(">= {}", short(value)),
+        Metric::Rate => short(value),
+        _ => time(value),
+    })
+}
+
+/// How much better the baseline is than server `index`; of the baseline itself, the noise floor.
+pub fn against(row: &RowResult, index: usize, metric: Metric) -> String {
+    if index > 0 {
+        return ratio(row, index, metric);
+    }
+    row.noise(metric)
+        .map_or_else(|| "-".to_owned(), |noise| format!("A/A ±{:.0} %", noise * 100.0))
+}
+
 /// One row of a comparison: a line a server.
 pub fn row(comparison: &Comparison, row: &RowResult) -> String {
     let mut text = format!(
@@ -204,7 +219,7 @@ pub fn row(comparison: &Comparison, row: &RowResult) -> String {
     );
     let mut lines = table(&[
         "server",
-        "CPU µs/op",
+        "CPU/op",
         "ratio",
         "ops/s",
         "ratio",
@@ -219,22 +234,10 @@ pub fn row(comparison: &Comparison, row: &RowResult) -> String {
     ]);
     let server_cpus = comparison.settings.server_cpus.len();
     for (index, server) in comparison.servers.iter().enumerate() {
-        let bound = row.generator_bound(index, server_cpus);
         let mut cells = vec![server.clone()];
         for metric in Metric::ALL {
-            let show = |value: f64| match metric {
-                Metric::ServerCpu => format!("{value:.3}"),
-                Metric::Rate if bound => format!(">= {}", short(value)),
-                Metric::Rate => short(value),
-                _ => time(value),
-            };
-            cells.push(spread(row.spread(index, metric), show));
-            cells.push(if index == 0 {
-                row.noise(metric)
-                    .map_or_else(|| "-".to_owned(), |noise| format!("A/A ±{:.0} %", noise * 100.0))
-            } else {
-                ratio(row, index, metric)
-            });
+            cells.push(value(comparison, row, index, metric));
+            cells.push(against(row, index, metric));
         }
         let runs = || row.rounds.iter().filter_map(|round| round.get(index));
         let cores = runs().filter_map(|run| run.server_cpu).map(|cpu| cpu.cores);

@@ -36,6 +36,8 @@ const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 const TRAIN_BYTES: usize = 64 * 1024;
 /// Batches received before their replies are looked at.
 const RECEIVE_BATCHES: usize = 4;
+/// A node whose system answers for so long that nobody listens is gone. A datagram or two are refused by a port that is about to open.
+const REFUSED_FOR: Duration = Duration::from_secs(1);
 /// Request id of `Hello`; tokens of the engine are 32 bits wide.
 const HELLO_ID: u64 = u64::MAX;
 /// Request id of `Map`.
@@ -188,6 +190,8 @@ struct Port {
     by_slot: Vec<Option<u32>>,
     dirty: Vec<u32>,
     readable: bool,
+    /// Since when the node's system has answered that nobody listens there, and nothing else has come.
+    refused_since: Option<Instant>,
     /// A train the socket did not take.
     unsent: Option<generation_quic::Transmit>,
     train: Vec<u8>,
@@ -368,6 +372,7 @@ impl GenerationTarget {
             by_slot,
             dirty: Vec::new(),
             readable: true,
+            refused_since: None,
             unsent: None,
             train: Vec::with_capacity(TRAIN_BYTES),
         });
@@ -435,6 +440,7 @@ impl GenerationTarget {
                 port.driver.handle_timeout(now);
             }
             port.events(completions, greeting)?;
+            port.check_listened_to(now)?;
         }
         Ok(())
     }
@@ -457,6 +463,24 @@ impl Port {
         }
     }
 
+    /// Fails when nobody listens at the address: QUIC alone would find out after its idle time-out, and a benchmark would go on against
+    /// a dead server until then.
+    fn check_listened_to(&self, now: Instant) -> Result<(), TargetError> {
+        let gone = |since: Instant| now.saturating_duration_since(since) > REFUSED_FOR;
+        if !self.refused_since.is_some_and(gone) {
+            return Ok(());
+        }
+        let message = "nobody listens there".to_owned();
+        if self.links.iter().any(|link| link.greeted) {
+            return Err(self.lost(message));
+        }
+        Err(TargetError::Unreachable {
+            name: "generation".to_owned(),
+            addr: self.addr,
+            message,
+        })
+    }
+
     /// Takes what the socket holds, up to a bound, into the driver.
     fn receive(&mut self, now: Instant, buffer: &mut [u8]) -> Result<(), TargetError> {
         for _ in 0..RECEIVE_BATCHES {
@@ -471,10 +495,14 @@ impl Port {
                     return Ok(());
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                // An ICMP error of an earlier datagram; whether the peer is gone is for QUIC to find out.
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
+                // An ICMP error of an earlier datagram.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    self.refused_since.get_or_insert(now);
+                    continue;
+                }
                 Err(error) => return Err(self.lost(error.to_string())),
             };
+            self.refused_since = None;
             for (meta, slice) in metas[..received].iter().zip(&slices) {
                 let ecn = meta.ecn.map_or(0, |ecn| ecn as u8);
                 let train = BytesMut::from(&slice[..meta.len]);
@@ -626,7 +654,10 @@ impl Port {
                 Ok(false)
             }
             // An ICMP error of an earlier datagram, answered here: this one is lost, which QUIC repairs.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                self.refused_since.get_or_insert_with(Instant::now);
+                Ok(true)
+            }
             // A probe for a larger MTU that the path does not carry: lost, as the probe expects.
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::MSGSIZE.raw_os_error()) => Ok(true),
             Err(error) => Err(self.lost(error.to_string())),

@@ -121,6 +121,12 @@ impl Failure {
         Self::Unanswered,
     ];
 
+    /// Whether nobody answered, so that the time until it was given up is a lower bound of the latency. The others are answers: how
+    /// quickly a server refuses says nothing of how long its work takes.
+    pub const fn is_unanswered(self) -> bool {
+        matches!(self, Self::ConnectionLost | Self::Unanswered)
+    }
+
     /// The name used in reports.
     pub const fn name(self) -> &'static str {
         match self {
