@@ -123,6 +123,7 @@ impl Sim {
             clock,
             disk: DiskWeather::default(),
             storage: Storage::default(),
+            received: 0,
             dying: None,
         });
         self.setups.push(setup);
@@ -337,6 +338,11 @@ impl Sim {
     /// Whether a node runs, or ran until it stopped by itself.
     pub fn is_up(&self, node: usize) -> bool {
         self.world.borrow().nodes[node].up
+    }
+
+    /// Datagrams that reached a node's sockets.
+    pub fn datagrams_received(&self, node: usize) -> u64 {
+        self.world.borrow().nodes[node].received
     }
 
     /// How often a node was started.

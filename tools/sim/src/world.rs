@@ -58,6 +58,8 @@ pub(crate) struct NodeState {
     pub(crate) clock: NodeClock,
     pub(crate) disk: DiskWeather,
     pub(crate) storage: Storage,
+    /// Datagrams that reached its sockets.
+    pub(crate) received: u64,
     /// How it is about to die, in the middle of a poll.
     pub(crate) dying: Option<Kill>,
 }
@@ -270,6 +272,7 @@ impl World {
                 if inbox.datagrams.len() < self.weather.socket_capacity {
                     inbox.datagrams.push_back(datagram);
                     inbox.wake();
+                    node.received += 1;
                     return;
                 }
             }

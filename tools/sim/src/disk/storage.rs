@@ -232,10 +232,13 @@ impl Storage {
 
     /// Bytes that can still be allocated.
     pub(crate) fn available(&self, weather: &DiskWeather) -> u64 {
+        // A removed file is kept for a crash that undoes its removal, but its space counts as free.
+        let named: BTreeSet<_> = self.names.values().collect();
         let held: u64 = self
             .files
-            .values()
-            .map(|file| file.live.len().next_multiple_of(BLOCK_BYTES as u64))
+            .iter()
+            .filter(|(inode, file)| file.handles > 0 || named.contains(inode))
+            .map(|(_, file)| file.live.len().next_multiple_of(BLOCK_BYTES as u64))
             .sum();
         weather.capacity_bytes.saturating_sub(held)
     }

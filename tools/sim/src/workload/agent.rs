@@ -172,7 +172,7 @@ impl Agent {
             // Not even sent within the time.
             None => {
                 let error = NotSent::Timeout { after: setup.timeout }.into();
-                self.fail(sim, setup, log, current, error);
+                self.fail(sim, log, current, error);
             }
             Some(Attempt::More) => {
                 current.stage = Stage::Ready(now);
@@ -181,7 +181,7 @@ impl Agent {
                 // The next page is asked for with the next turn, which is at once.
                 sim.wake_at(now);
             }
-            Some(Attempt::Done(reply)) => self.finish(sim, setup, log, &current, Outcome::Done(reply)),
+            Some(Attempt::Done(reply)) => self.finish(sim, log, &current, Outcome::Done(reply)),
             Some(Attempt::Failed(error, redirected)) => {
                 current.tries += 1;
                 let random = self.dice.roll();
@@ -198,7 +198,7 @@ impl Agent {
                         sim.wake_at(now + delay);
                         self.current = Some(current);
                     }
-                    None => self.fail(sim, setup, log, current, error),
+                    None => self.fail(sim, log, current, error),
                 }
             }
         }
@@ -414,17 +414,17 @@ impl Agent {
     }
 
     /// The operation ends with an error. What an earlier attempt may have done outweighs what the last one did not.
-    fn fail(&mut self, sim: &mut Sim, setup: &WorkloadSetup, log: &mut Log, mut current: Current, error: Error) {
+    fn fail(&mut self, sim: &mut Sim, log: &mut Log, mut current: Current, error: Error) {
         let error = current.doubt.take().unwrap_or(error);
         let code = error.code().to_owned();
         let outcome = match error.state() {
             State::InDoubt => Outcome::InDoubt { code },
             State::NotSent | State::Rejected => Outcome::Refused { code },
         };
-        self.finish(sim, setup, log, &current, outcome);
+        self.finish(sim, log, &current, outcome);
     }
 
-    fn finish(&mut self, sim: &mut Sim, setup: &WorkloadSetup, log: &mut Log, current: &Current, outcome: Outcome) {
+    fn finish(&mut self, sim: &mut Sim, log: &mut Log, current: &Current, outcome: Outcome) {
         if let Some((shard, session)) = &current.session
             && let Some(sessions) = self.sessions.get_mut(shard)
         {
@@ -432,7 +432,7 @@ impl Agent {
         }
         log.returned(sim.elapsed().as_nanos() as u64, current.id, outcome);
         let pause = if self.queue.is_empty() {
-            Duration::from_nanos(log.dice.below(setup.think.as_nanos() as u64 + 1))
+            Duration::from_nanos(log.dice.below(log.think.as_nanos() as u64 + 1))
         } else {
             Duration::ZERO
         };

@@ -28,8 +28,8 @@ pub struct WorkloadSetup {
     pub counters: u64,
     /// Operations of all clients until they audit.
     pub operations: u64,
-    /// Greatest pause between two operations of a client.
-    pub think: Duration,
+    /// Over how long they are spread.
+    pub spread: Duration,
     /// How long an operation may take.
     pub timeout: Duration,
     /// Reads that need not be linearizable, of 1,000.
@@ -52,7 +52,7 @@ impl Default for WorkloadSetup {
             keys: 8,
             counters: 2,
             operations: 600,
-            think: Duration::from_millis(60),
+            spread: Duration::from_secs(10),
             timeout: Duration::from_secs(2),
             relaxed_per_mille: 200,
             perishable_per_mille: 0,
@@ -81,6 +81,8 @@ struct Log {
     history: History,
     next_id: u64,
     left: u64,
+    /// Greatest pause between two operations of a client.
+    think: Duration,
     /// Operations that ended, by how.
     counts: Counts,
 }
@@ -126,7 +128,7 @@ impl Workload {
         let endpoints: Vec<_> = (0..setup.endpoints)
             .map(|_| Endpoint::new(sim.client(limits.clone()), nodes))
             .collect();
-        let agents = (0..setup.endpoints * setup.agents)
+        let agents: Vec<_> = (0..setup.endpoints * setup.agents)
             .map(|number| Agent::new(number as u32, number % setup.endpoints, sim.now(), dice.roll()))
             .collect();
         Self {
@@ -135,6 +137,7 @@ impl Workload {
                 history: History::new(header),
                 next_id: 0,
                 left: setup.operations,
+                think: 2 * setup.spread * agents.len() as u32 / (setup.operations as u32).max(1),
                 counts: Counts::default(),
             },
             setup,

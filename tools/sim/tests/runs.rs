@@ -1,0 +1,86 @@
+//! Whole runs: the same seed is the same run, seeds hold, and a run made smaller still fails.
+
+use generation_sim::check::check;
+use generation_sim::history::{Event, Outcome};
+use generation_sim::runner::{Omission, replay_line, run};
+use generation_sim::scenario::{SCENARIOS, Scenario};
+
+#[test]
+fn the_same_seed_twice_is_the_same_history() {
+    for scenario in SCENARIOS {
+        for seed in 1..3 {
+            let first = run(scenario, seed, &Omission::default());
+            let second = run(scenario, seed, &Omission::default());
+            assert_eq!(first.trace, second.trace, "{} {seed}", scenario.name);
+            assert_eq!(first.history, second.history, "{} {seed}", scenario.name);
+            let other = run(scenario, seed + 100, &Omission::default());
+            assert_ne!(first.trace, other.trace, "{} {seed}", scenario.name);
+        }
+    }
+}
+
+#[test]
+fn fixed_seeds_hold_and_do_something() {
+    for scenario in SCENARIOS {
+        let (mut done, mut incidents) = (0, 0);
+        for seed in 100..106 {
+            let run = run(scenario, seed, &Omission::default());
+            assert_eq!(
+                run.violations,
+                [],
+                "{}",
+                replay_line(scenario, seed, &Omission::default())
+            );
+            done += run.operations.done;
+            incidents += run.incidents.values().sum::<u64>();
+        }
+        assert!(done > 2_000, "{}: {done} operations", scenario.name);
+        assert_eq!(incidents == 0, scenario.name == "single-calm", "{}", scenario.name);
+    }
+}
+
+#[test]
+fn what_is_left_out_does_not_happen() {
+    let scenario = Scenario::of_name("single-network").unwrap();
+    let whole = run(scenario, 3, &Omission::default());
+    let omission = Omission {
+        incidents: (0..whole.plan.incidents.len()).collect(),
+        operations: 50,
+    };
+    let part = run(scenario, 3, &omission);
+    assert!(part.incidents.is_empty() && !whole.incidents.is_empty());
+    let calls = |events: &[Event]| {
+        events
+            .iter()
+            .filter(|event| matches!(event, Event::Call { .. }))
+            .count()
+    };
+    assert!(calls(&part.history.events) < 100, "{}", calls(&part.history.events));
+    assert!(replay_line(scenario, 3, &omission).ends_with("--operations 50"));
+}
+
+#[test]
+fn a_lie_in_a_real_history_is_found() {
+    // A reply of a run is turned into one of an earlier state; some lies are as good as the truth, most are not.
+    let scenario = Scenario::of_name("single-network").unwrap();
+    let history = run(scenario, 7, &Omission::default()).history;
+    assert_eq!(check(&history), []);
+    let hits: Vec<usize> = (0..history.events.len())
+        .filter(|&place| {
+            matches!(&history.events[place], Event::Return { outcome: Outcome::Done(reply), .. }
+                if reply.status == "ok" && reply.value.is_some() && reply.index > 0)
+        })
+        .collect();
+    let mut found = 0;
+    for pair in hits.windows(20).step_by(5) {
+        let mut lie = history.clone();
+        let old = lie.events[pair[0]].clone();
+        if let (Event::Return { outcome: told, .. }, Event::Return { outcome: old, .. }) =
+            (&mut lie.events[pair[19]], old)
+        {
+            *told = old;
+        }
+        found += usize::from(!check(&lie).is_empty());
+    }
+    assert!(found > 5, "{found} of {}", hits.len() / 5);
+}
