@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use generation_engine::{Command, Condition, Outcome, Policy, Shard, ShardConfig, Victim};
+use generation_engine::{Command, Condition, Outcome, Policy, Progress, Shard, ShardConfig, Victim};
 use hashbrown::HashTable;
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_seeded};
 
@@ -94,7 +94,7 @@ impl Leader {
         }
     }
 
-    /// A shard that holds the keys below `entries`, with a budget for exactly those.
+    /// A shard that holds the keys below `entries`, with a budget for exactly those, tidied.
     pub fn filled(policy: Policy, entries: u64) -> Self {
         let mut leader = Self::new(policy, u64::MAX);
         leader
@@ -103,7 +103,48 @@ impl Leader {
         for n in 0..entries {
             leader.put(&key(n), &[n as u8; VALUE_BYTES]);
         }
+        leader.settle();
         leader
+    }
+
+    /// What a node does with a core that has nothing else to do. Returns the longest step, CPU time.
+    pub fn settle(&mut self) -> Duration {
+        let mut longest = Duration::ZERO;
+        loop {
+            let before = cpu_time();
+            let progress = self.shard.tidy();
+            longest = longest.max(cpu_time().saturating_sub(before));
+            if progress == Progress::Done {
+                return longest;
+            }
+        }
+    }
+
+    /// Writes that arrived in one turn, as one log entry: all at the same size.
+    ///
+    /// # Panics
+    /// If one is refused.
+    pub fn put_batch<K: AsRef<[u8]>>(&mut self, keys: &[K], value: &[u8]) {
+        self.index += 1;
+        self.shard.begin(self.index, 0);
+        let costs = keys
+            .iter()
+            .map(|key| self.shard.cost(key.as_ref().len(), value.len()))
+            .sum();
+        self.shard.propose_victims(costs, keys.len() as u64, &mut self.victims);
+        let evictions = self
+            .victims
+            .drain(..)
+            .map(|Victim { hash, version }| Command::Evict { hash, version });
+        let puts = keys.iter().map(|key| Command::Put {
+            key: key.as_ref(),
+            value,
+            expires_at_ms: 0,
+            condition: Condition::None,
+        });
+        self.shard.apply_batch(evictions.chain(puts), |_, outcome| {
+            assert!(matches!(outcome, Outcome::Applied { .. }));
+        });
     }
 
     /// One write, as a log entry of its own.

@@ -9,7 +9,8 @@
 //! pages unless it is being emptied; a page without a live slot does not exist; free blocks of a chunk never include the four
 //! quarters of a larger block.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 
 use crate::classes::{self, UNIT_BYTES};
 use crate::entry;
@@ -62,19 +63,21 @@ struct Page {
 
 const END_OF_FREE: u16 = u16::MAX;
 
-const NO_STRIDE: u16 = 0;
+/// No page begins at this unit.
+const NO_CLASS: u8 = u8::MAX;
 
-#[derive(Debug)]
-struct ChunkPages {
-    memory: Chunk,
+const _: () = assert!(classes::CLASSES <= NO_CLASS as usize);
+
+/// How much of a chunk is in use. All zero for one that is not held.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Extent {
     /// Units below this have been handed out at some time, so their memory is resident.
     touched: u16,
     /// Units in pages.
     used: u16,
-    /// The stride of the page that begins at each unit, [`NO_STRIDE`] if none does.
-    strides: [u16; UNITS_PER_CHUNK],
-    pages: [Page; UNITS_PER_CHUNK],
 }
+
+type Pages = [Page; UNITS_PER_CHUNK];
 
 #[derive(Debug, Clone, Copy)]
 struct Class {
@@ -94,7 +97,14 @@ struct Emptying {
 
 #[derive(Debug)]
 pub(crate) struct Arena {
-    chunks: Vec<Option<Box<ChunkPages>>>,
+    /// What finding a slot needs lies close together, apart from what is known of pages: the memory of each chunk, and the class
+    /// of the page that begins at each unit, [`NO_CLASS`] if none does. So the way to a slot costs no cache miss of its own.
+    chunks: Vec<Option<Chunk>>,
+    page_classes: Vec<u8>,
+    pages: Vec<Option<Box<Pages>>>,
+    extents: Vec<Extent>,
+    /// Units touched, over all chunks.
+    touched: u64,
     /// Numbers of chunks given back.
     vacant: BTreeSet<u32>,
     /// Free blocks by order, by their first unit.
@@ -109,14 +119,18 @@ pub(crate) struct Arena {
     evacuating: Option<u32>,
     /// After a search for something to empty found nothing, how many releases to let pass before the next.
     patience: u32,
-    huge: bool,
+    /// Chunks touched all over that no huge page has been asked for.
+    plain: VecDeque<u32>,
 }
 
 impl Arena {
-    /// `huge`: whether chunks should be backed by huge pages.
-    pub(crate) fn new(huge: bool) -> Self {
+    pub(crate) fn new() -> Self {
         Self {
             chunks: Vec::new(),
+            page_classes: Vec::new(),
+            pages: Vec::new(),
+            extents: Vec::new(),
+            touched: 0,
             vacant: BTreeSet::new(),
             free: Default::default(),
             classes: [Class {
@@ -130,50 +144,51 @@ impl Arena {
             emptying: None,
             evacuating: None,
             patience: 0,
-            huge,
+            plain: VecDeque::new(),
         }
     }
 
     /// The bytes of a slot.
     #[inline]
     pub(crate) fn slot(&self, slot: Ref) -> &[u8] {
-        let (chunk, unit) = split(slot >> 8);
-        let chunk = chunk_ref(&self.chunks, chunk);
-        let stride = usize::from(chunk.strides[unit]);
-        let start = unit * UNIT_BYTES + (slot as usize & 0xff) * stride;
-        &chunk.memory[start..start + stride]
+        let place = self.place(slot);
+        &held(&self.chunks, chunk_of(slot >> 8))[place]
     }
 
     /// The bytes of a slot.
     #[inline]
     pub(crate) fn slot_mut(&mut self, slot: Ref) -> &mut [u8] {
-        let (chunk, unit) = split(slot >> 8);
-        let chunk = chunk_mut(&mut self.chunks, chunk);
-        let stride = usize::from(chunk.strides[unit]);
-        let start = unit * UNIT_BYTES + (slot as usize & 0xff) * stride;
-        &mut chunk.memory[start..start + stride]
+        let place = self.place(slot);
+        let chunk = self.chunks[chunk_of(slot >> 8)].as_mut();
+        &mut chunk.expect("invariant: references point into chunks that are held")[place]
+    }
+
+    /// Where in its chunk a slot is.
+    #[inline]
+    fn place(&self, slot: Ref) -> Range<usize> {
+        let page = (slot >> 8) as usize;
+        let stride = classes::stride(self.page_classes[page]);
+        let start = page % UNITS_PER_CHUNK * UNIT_BYTES + (slot as usize & 0xff) * stride;
+        start..start + stride
     }
 
     /// Copies the bytes of one slot to another of the same class.
     pub(crate) fn copy(&mut self, from: Ref, to: Ref) {
-        let (from_chunk, from_unit) = split(from >> 8);
-        let (to_chunk, to_unit) = split(to >> 8);
-        let stride = usize::from(chunk_ref(&self.chunks, from_chunk).strides[from_unit]);
-        let from_start = from_unit * UNIT_BYTES + (from as usize & 0xff) * stride;
-        let to_start = to_unit * UNIT_BYTES + (to as usize & 0xff) * stride;
-        if from_chunk == to_chunk {
-            chunk_mut(&mut self.chunks, from_chunk)
-                .memory
-                .copy_within(from_start..from_start + stride, to_start);
-        } else if let Ok([Some(from), Some(to)]) = self.chunks.get_disjoint_mut([from_chunk, to_chunk]) {
-            to.memory[to_start..to_start + stride].copy_from_slice(&from.memory[from_start..from_start + stride]);
+        let (source, target) = (self.place(from), self.place(to));
+        let (from, to) = (chunk_of(from >> 8), chunk_of(to >> 8));
+        if from == to {
+            let chunk = self.chunks[from].as_mut();
+            let chunk = chunk.expect("invariant: references point into chunks that are held");
+            chunk.copy_within(source, target.start);
+        } else if let Ok([Some(from), Some(to)]) = self.chunks.get_disjoint_mut([from, to]) {
+            to[target].copy_from_slice(&from[source]);
         }
     }
 
     /// The class a slot belongs to.
     #[inline]
     pub(crate) fn class(&self, slot: Ref) -> u8 {
-        self.page(slot >> 8).class
+        self.page_classes[(slot >> 8) as usize]
     }
 
     /// Takes a free slot of this class. Its bytes are whatever they were, but marked as taken only by what the caller writes.
@@ -245,6 +260,23 @@ impl Arena {
         unreachable!("a page that is being emptied is dropped with its last live slot");
     }
 
+    /// Puts a huge page behind one chunk that is touched all over; `false` if there is none left to do.
+    pub(crate) fn make_huge(&mut self) -> bool {
+        while let Some(number) = self.plain.pop_front() {
+            let full = usize::from(self.extents[number as usize].touched) == UNITS_PER_CHUNK;
+            if let Some(chunk) = &mut self.chunks[number as usize]
+                && full
+            {
+                // Refused: there will be none for the others either, and the kernel has the advice.
+                if !chunk.make_huge() {
+                    self.plain.clear();
+                }
+                return true;
+            }
+        }
+        false
+    }
+
     /// Lowers the bound of the expiry times in the page of `slot`.
     #[inline]
     pub(crate) fn note_expiry(&mut self, slot: Ref, earliest: u32) {
@@ -260,18 +292,10 @@ impl Arena {
     /// The first page at or after unit `from`: its number, how many of its slots have ever been used, and its bound of expiry
     /// times.
     pub(crate) fn page_from(&self, from: u32) -> Option<(u32, u16, u32)> {
-        let (mut number, mut unit) = split(from);
-        while number < self.chunks.len() {
-            if let Some(chunk) = &self.chunks[number]
-                && let Some(found) = (unit..UNITS_PER_CHUNK).find(|&unit| chunk.strides[unit] != NO_STRIDE)
-            {
-                let page = &chunk.pages[found];
-                return Some(((number * UNITS_PER_CHUNK + found) as u32, page.fresh, page.earliest));
-            }
-            number += 1;
-            unit = 0;
-        }
-        None
+        let classes = self.page_classes.get(from as usize..)?;
+        let page = from + classes.iter().position(|&class| class != NO_CLASS)? as u32;
+        let at = self.page(page);
+        Some((page, at.fresh, at.earliest))
     }
 
     /// Whether the slot holds something.
@@ -282,28 +306,22 @@ impl Arena {
 
     /// Memory resident for slots, and for the records of pages.
     pub(crate) fn resident_bytes(&self) -> u64 {
-        let held = self.chunks.iter().flatten();
-        held.map(|chunk| {
-            if self.huge {
-                CHUNK_BYTES
-            } else {
-                usize::from(chunk.touched) * UNIT_BYTES
-            }
-        })
-        .map(|bytes| (bytes + size_of::<ChunkPages>()) as u64)
-        .sum()
+        let held = self.chunks.len() - self.vacant.len();
+        self.touched * UNIT_BYTES as u64 + (held * size_of::<Pages>() + self.page_classes.capacity()) as u64
     }
 
     #[inline]
     fn page(&self, page: u32) -> &Page {
         let (chunk, unit) = split(page);
-        &chunk_ref(&self.chunks, chunk).pages[unit]
+        let pages = self.pages[chunk].as_deref();
+        &pages.expect("invariant: references point into chunks that are held")[unit]
     }
 
     #[inline]
     fn page_mut(&mut self, page: u32) -> &mut Page {
         let (chunk, unit) = split(page);
-        &mut chunk_mut(&mut self.chunks, chunk).pages[unit]
+        let pages = self.pages[chunk].as_deref_mut();
+        &mut pages.expect("invariant: references point into chunks that are held")[unit]
     }
 
     /// Makes a page; the caller links it.
@@ -312,11 +330,19 @@ impl Arena {
         let block = self.take_block(order as usize);
         let (number, unit) = split(block);
         let units = 1 << (2 * order);
-        let chunk = chunk_mut(&mut self.chunks, number);
-        chunk.used += units;
-        chunk.touched = chunk.touched.max(unit as u16 + units);
-        chunk.strides[unit] = classes::stride(class) as u16;
-        chunk.pages[unit] = Page {
+        let extent = &mut self.extents[number];
+        extent.used += units;
+        let touched = unit as u16 + units;
+        if touched > extent.touched {
+            self.touched += u64::from(touched - extent.touched);
+            extent.touched = touched;
+            if usize::from(touched) == UNITS_PER_CHUNK {
+                held(&self.chunks, number).allow_huge();
+                self.plain.push_back(number as u32);
+            }
+        }
+        self.page_classes[block as usize] = class;
+        *self.page_mut(block) = Page {
             class,
             live: 0,
             free: END_OF_FREE,
@@ -333,11 +359,11 @@ impl Arena {
     fn drop_page(&mut self, page: u32) {
         let class = self.page(page).class;
         let order = classes::order(class);
-        let (number, unit) = split(page);
-        let chunk = chunk_mut(&mut self.chunks, number);
-        chunk.strides[unit] = NO_STRIDE;
-        chunk.used -= 1 << (2 * order);
-        let empty = chunk.used == 0;
+        let number = chunk_of(page);
+        self.page_classes[page as usize] = NO_CLASS;
+        let extent = &mut self.extents[number];
+        extent.used -= 1 << (2 * order);
+        let empty = extent.used == 0;
         self.page_bytes -= classes::page_bytes(order) as u64;
         self.classes[class as usize].pages -= 1;
         if self.evacuating == Some(number as u32) {
@@ -389,7 +415,7 @@ impl Arena {
             order += 1;
         }
         if order == ORDERS - 1 && self.free[order].len() >= SPARE_CHUNKS {
-            self.drop_chunk(split(block).0);
+            self.drop_chunk(chunk_of(block));
         } else {
             self.free[order].insert(block);
         }
@@ -407,6 +433,10 @@ impl Arena {
         };
         let number = self.vacant.pop_first().unwrap_or_else(|| {
             self.chunks.push(None);
+            self.pages.push(None);
+            self.extents.push(Extent::default());
+            self.page_classes
+                .resize(self.page_classes.len() + UNITS_PER_CHUNK, NO_CLASS);
             self.chunks.len() as u32 - 1
         });
         // The last chunk is left out, so that no slot is called NIL.
@@ -414,18 +444,15 @@ impl Arena {
             number < (1 << 24) / UNITS_PER_CHUNK as u32 - 1,
             "a shard addresses 128 GiB"
         );
-        self.chunks[number as usize] = Some(Box::new(ChunkPages {
-            memory: Chunk::new(self.huge),
-            touched: 0,
-            used: 0,
-            strides: [NO_STRIDE; UNITS_PER_CHUNK],
-            pages: [NO; UNITS_PER_CHUNK],
-        }));
+        self.chunks[number as usize] = Some(Chunk::new());
+        self.pages[number as usize] = Some(Box::new([NO; UNITS_PER_CHUNK]));
         number * UNITS_PER_CHUNK as u32
     }
 
     fn drop_chunk(&mut self, number: usize) {
         self.chunks[number] = None;
+        self.pages[number] = None;
+        self.touched -= u64::from(std::mem::take(&mut self.extents[number]).touched);
         self.vacant.insert(number as u32);
     }
 
@@ -492,14 +519,14 @@ impl Arena {
 
     /// Starts emptying the emptiest chunk, if enough blocks are free in the others.
     fn choose_chunk(&mut self) {
-        let held: u64 = self.chunks.iter().flatten().map(|chunk| u64::from(chunk.touched)).sum();
+        let held = self.touched;
         let used = self.page_bytes / UNIT_BYTES as u64;
         if held - used <= used / 25 + EVACUATE_FROM_UNITS {
             return;
         }
         let emptiest = (0u32..)
-            .zip(&self.chunks)
-            .filter_map(|(number, chunk)| chunk.as_ref().map(|chunk| (chunk.used, chunk.touched, number)))
+            .zip(&self.extents)
+            .map(|(number, &Extent { used, touched })| (used, touched, number))
             .filter(|&(used, ..)| used > 0)
             .min();
         let Some((moving, touched, number)) = emptiest else {
@@ -618,11 +645,26 @@ impl Arena {
     }
 
     fn check_blocks(&self) {
-        for (number, chunk) in self.chunks.iter().enumerate() {
-            let Some(chunk) = chunk else {
-                assert!(self.vacant.contains(&(number as u32)), "a vacant chunk is not listed");
+        let touched = self.extents.iter().map(|extent| u64::from(extent.touched)).sum::<u64>();
+        assert_eq!(touched, self.touched, "touched units are miscounted");
+        for number in 0..self.chunks.len() {
+            let held = self.chunks[number].is_some();
+            assert_eq!(held, self.pages[number].is_some(), "a chunk lacks its half");
+            assert_eq!(
+                held,
+                !self.vacant.contains(&(number as u32)),
+                "a vacant chunk is not listed"
+            );
+            let first = number * UNITS_PER_CHUNK;
+            let classes = &self.page_classes[first..first + UNITS_PER_CHUNK];
+            if !held {
+                assert_eq!(self.extents[number], Extent::default(), "a vacant chunk is in use");
+                assert!(
+                    classes.iter().all(|&class| class == NO_CLASS),
+                    "a vacant chunk has pages"
+                );
                 continue;
-            };
+            }
             let mut owned = [false; UNITS_PER_CHUNK];
             let mut claim = |unit: usize, order: usize| {
                 for owned in &mut owned[unit..unit + (1 << (2 * order))] {
@@ -631,17 +673,15 @@ impl Arena {
                 }
             };
             let mut used = 0;
-            for unit in 0..UNITS_PER_CHUNK {
-                if chunk.strides[unit] != NO_STRIDE {
-                    let order = classes::order(chunk.pages[unit].class) as usize;
-                    claim(unit, order);
-                    used += 1u16 << (2 * order);
-                }
+            for (unit, &class) in classes.iter().enumerate().filter(|&(_, &class)| class != NO_CLASS) {
+                let order = classes::order(class) as usize;
+                claim(unit, order);
+                used += 1u16 << (2 * order);
+                assert_eq!(class, self.page((first + unit) as u32).class, "a page has two classes");
             }
-            assert_eq!(used, chunk.used, "a chunk's units are miscounted");
-            let first = (number * UNITS_PER_CHUNK) as u32;
+            assert_eq!(used, self.extents[number].used, "a chunk's units are miscounted");
             for (order, free) in self.free.iter().enumerate() {
-                for &block in free.range(first..first + UNITS_PER_CHUNK as u32) {
+                for &block in free.range(first as u32..(first + UNITS_PER_CHUNK) as u32) {
                     claim(split(block).1, order);
                 }
             }
@@ -658,15 +698,13 @@ fn split(unit: u32) -> (usize, usize) {
 }
 
 #[inline]
-fn chunk_ref(chunks: &[Option<Box<ChunkPages>>], number: usize) -> &ChunkPages {
-    chunks[number]
-        .as_deref()
-        .expect("invariant: references point into chunks that are held")
+fn chunk_of(unit: u32) -> usize {
+    unit as usize / UNITS_PER_CHUNK
 }
 
 #[inline]
-fn chunk_mut(chunks: &mut [Option<Box<ChunkPages>>], number: usize) -> &mut ChunkPages {
+fn held(chunks: &[Option<Chunk>], number: usize) -> &Chunk {
     chunks[number]
-        .as_deref_mut()
+        .as_ref()
         .expect("invariant: references point into chunks that are held")
 }

@@ -82,7 +82,17 @@ pub(crate) fn class_of(len_bytes: usize) -> u8 {
 /// The bytes of a slot of this class.
 #[inline]
 pub(crate) fn stride(class: u8) -> usize {
-    STRIDES[class as usize].0 as usize
+    // As long as a byte can count, so that no index needs a check.
+    static OF: [u16; 256] = {
+        let mut strides = [0; 256];
+        let mut class = 0;
+        while class < CLASSES {
+            strides[class] = STRIDES[class].0;
+            class += 1;
+        }
+        strides
+    };
+    OF[class as usize] as usize
 }
 
 /// The order of this class's pages.

@@ -38,9 +38,9 @@ pub(crate) struct Entries {
 }
 
 impl Entries {
-    pub(crate) fn new(hasher: KeyHasher, huge: bool) -> Self {
+    pub(crate) fn new(hasher: KeyHasher) -> Self {
         Self {
-            arena: Arena::new(huge),
+            arena: Arena::new(),
             hasher,
             extents: Vec::new(),
             vacant_extents: Vec::new(),
@@ -62,42 +62,62 @@ impl Entries {
     pub(crate) fn view(&self, entry: Ref) -> View<'_> {
         let slot = self.arena.slot(entry);
         let header = entry::header(slot);
-        let (body, key_len) = (self.body(slot), usize::from(header.key_len.get()));
-        let (key, rest) = body.split_at(key_len);
+        let (key, value) = self.body(slot);
         View {
             key,
-            value: &rest[..header.value_len()],
+            value,
             version: Version::from(header.version.get()),
             expires_at_ms: entry::expires_at_ms(slot),
-            flags: header.flags,
+            flags: header.flags(),
         }
     }
 
     #[inline]
     pub(crate) fn key(&self, entry: Ref) -> &[u8] {
-        let slot = self.arena.slot(entry);
-        &self.body(slot)[..usize::from(entry::header(slot).key_len.get())]
+        self.body(self.arena.slot(entry)).0
+    }
+
+    /// 0 = never.
+    #[inline]
+    pub(crate) fn expires_at_ms(&self, entry: Ref) -> u64 {
+        entry::expires_at_ms(self.arena.slot(entry))
     }
 
     #[inline]
     pub(crate) fn cost(&self, entry: Ref) -> u64 {
-        let header = self.header(entry);
-        cost(usize::from(header.key_len.get()), header.value_len())
+        let (key, value) = self.body(self.arena.slot(entry));
+        cost(key.len(), value.len())
     }
 
-    /// Key and value, and whatever is behind them in the slot.
+    /// Key and value.
     #[inline]
-    fn body<'a>(&'a self, slot: &'a [u8]) -> &'a [u8] {
+    fn body<'a>(&'a self, slot: &'a [u8]) -> (&'a [u8], &'a [u8]) {
         let header = entry::header(slot);
-        if header.has(entry::EXTENT) {
-            let extent = self.extents[entry::extent(slot) as usize].as_deref();
-            extent.expect("invariant: an entry's extent is held as long as the entry")
-        } else {
-            &slot[header.body_start()..]
+        if header.in_extent() {
+            return self.extent(slot);
         }
+        let (key, rest) = slot[header.body_start()..].split_at(header.key_len());
+        (key, &rest[..header.value_len()])
+    }
+
+    #[cold]
+    fn extent(&self, slot: &[u8]) -> (&[u8], &[u8]) {
+        let (number, key_len) = entry::extent(slot);
+        let extent = self.extents[number as usize].as_deref();
+        let extent = extent.expect("invariant: an entry's extent is held as long as the entry");
+        extent.split_at(key_len)
+    }
+
+    /// A header, a key of this length and the beginning of its value will be read soon.
+    #[inline]
+    pub(crate) fn prefetch_key(&self, entry: Ref, key_len: usize) {
+        let slot = self.arena.slot(entry);
+        cpu::prefetch(&slot[0]);
+        cpu::prefetch(&slot[(size_of::<Header>() + key_len).min(slot.len() - 1)]);
     }
 
     /// All of an entry will be read soon, if it is of the usual size.
+    #[inline]
     pub(crate) fn prefetch_all(&self, entry: Ref) {
         let slot = self.arena.slot(entry);
         slot.iter().take(192).step_by(64).for_each(cpu::prefetch);
@@ -116,18 +136,15 @@ impl Entries {
         };
         let slot = self.arena.slot_mut(entry);
         let header = entry::header_mut(slot);
-        header.flags = flags | entry::LIVE;
+        header.set_flags(flags);
         header.set(entry::EXPIRES, expires);
-        header.set(entry::EXTENT, extent.is_some());
         header.version.set(version.get());
-        header
-            .key_len
-            .set(u16::try_from(key.len()).expect("invariant: checked against the limit"));
-        header.set_value_len(value.len());
-        let start = header.body_start();
         if let Some(extent) = extent {
-            entry::set_extent(slot, extent);
+            header.set_in_extent();
+            entry::set_extent(slot, extent, key.len());
         } else {
+            header.set_lengths(key.len(), value.len());
+            let start = header.body_start();
             slot[start..start + key.len()].copy_from_slice(key);
             slot[start + key.len()..start + key.len() + value.len()].copy_from_slice(value);
         }
@@ -144,15 +161,15 @@ impl Entries {
         let class = self.arena.class(entry);
         let slot = self.arena.slot_mut(entry);
         let header = entry::header(slot);
-        let key_len = usize::from(header.key_len.get());
+        let key_len = header.key_len();
         let fits = entry::inline_bytes(key_len, value.len(), expires).map(classes::class_of) == Some(class);
-        if !fits || header.has(entry::EXTENT) || header.has(entry::EXPIRES) != expires {
+        if !fits || header.in_extent() || header.has(entry::EXPIRES) != expires {
             return false;
         }
         let start = header.body_start() + key_len;
         slot[start..start + value.len()].copy_from_slice(value);
         let header = entry::header_mut(slot);
-        header.set_value_len(value.len());
+        header.set_lengths(key_len, value.len());
         header.version.set(version.get());
         if expires {
             entry::set_expires_at_ms(slot, expires_at_ms);
@@ -166,11 +183,11 @@ impl Entries {
         let slot = self.arena.slot_mut(entry);
         let header = entry::header_mut(slot);
         let expires = expires_at_ms != 0;
-        if header.has(entry::EXTENT) {
+        if header.in_extent() {
             // The number of the extent stands behind the expiry, and its slot has room for both.
-            let extent = entry::extent(slot);
+            let (extent, key_len) = entry::extent(slot);
             entry::header_mut(slot).set(entry::EXPIRES, expires);
-            entry::set_extent(slot, extent);
+            entry::set_extent(slot, extent, key_len);
         } else if header.has(entry::EXPIRES) != expires {
             return false;
         }
@@ -203,8 +220,8 @@ impl Entries {
     /// Releases an entry.
     pub(crate) fn release(&mut self, entry: Ref) {
         let slot = self.arena.slot(entry);
-        if entry::header(slot).has(entry::EXTENT) {
-            let number = entry::extent(slot);
+        if entry::header(slot).in_extent() {
+            let (number, _) = entry::extent(slot);
             let extent = self.extents[number as usize].take();
             self.extent_bytes -= extent
                 .expect("invariant: an entry's extent is held as long as the entry")

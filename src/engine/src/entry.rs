@@ -1,30 +1,28 @@
 //! The bytes of one entry in its slot.
 //!
 //! ```text
-//!  0        8       12      16      18        21      22
-//!  +--------+-------+-------+-------+---------+-------+----------------+-----+-------+
-//!  | version| newer | older |key_len|value_len| flags |[expiry: 6]     | key | value |
-//!  +--------+-------+-------+-------+---------+-------+----------------+-----+-------+
+//!  0         8       12      16               20
+//!  +---------+-------+-------+----------------+-------------+-----+-------+
+//!  | version | newer | older | lengths, flags | [expiry: 6] | key | value |
+//!  +---------+-------+-------+----------------+-------------+-----+-------+
+//!
+//!  lengths and flags: 13 bits key length, 13 bits value length, 6 flags
 //! ```
-//! Little-endian. The expiry is there if the flag says so. If the entry is too large for a slot, a 4-byte number of its extent
-//! stands where the key would, and key and value are there. A free slot has no live flag and, in its first two bytes, the next
-//! free slot of its page.
+//! Little-endian. The expiry is there if the flag says so. If the entry is too large for a slot, its value length is
+//! [`ELSEWHERE`], and where the key would be stand the 4-byte number of its extent, which has key and value, and 2 bytes of key
+//! length. A free slot has a key length of zero, which no entry has, and in its first two bytes the next free slot of its page.
 
-use zerocopy::little_endian::{U16, U32, U64};
+use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::classes::{MAX_STRIDE, MIN_STRIDE};
 
-/// The slot holds an entry.
-pub(crate) const LIVE: u8 = 1;
 /// Which snapshots have seen it: compared with the store's parity.
-pub(crate) const PARITY: u8 = 1 << 1;
+pub(crate) const PARITY: u8 = 1 << 2;
 /// It was offered for removal.
-pub(crate) const OFFERED: u8 = 1 << 2;
+pub(crate) const OFFERED: u8 = 1 << 3;
 /// It has an expiry.
-pub(crate) const EXPIRES: u8 = 1 << 3;
-/// Its key and value are in an extent.
-pub(crate) const EXTENT: u8 = 1 << 4;
+pub(crate) const EXPIRES: u8 = 1 << 4;
 /// S3-FIFO: it is in the main queue. LRU: the high bit of its age stamp.
 pub(crate) const MAIN: u8 = 1 << 5;
 /// S3-FIFO: how often it was asked for, at most 3. LRU: the low bits of its age stamp.
@@ -33,14 +31,27 @@ pub(crate) const USES_SHIFT: u32 = 6;
 /// LRU: the same three bits as an age stamp.
 pub(crate) const STAMP_SHIFT: u32 = 5;
 
+/// The flags in their byte; the bits below them are the top of the value's length.
+const FLAGS: u8 = 0xfc;
+
+const LENGTH_BITS: u32 = 13;
+const LENGTH_MASK: u32 = (1 << LENGTH_BITS) - 1;
+
+/// The value length that says that key and value are in an extent.
+const ELSEWHERE: u32 = LENGTH_MASK;
+
 const HEADER_BYTES: usize = size_of::<Header>();
 const EXPIRY_BYTES: usize = 6;
-const EXTENT_BYTES: usize = 4;
+const EXTENT_BYTES: usize = 6;
 
-const _: () = assert!(HEADER_BYTES == 22);
+const _: () = assert!(HEADER_BYTES == 20);
 const _: () = assert!(
     HEADER_BYTES + EXPIRY_BYTES + EXTENT_BYTES <= MIN_STRIDE,
     "an extent's slot is of the first class"
+);
+const _: () = assert!(
+    MAX_STRIDE - HEADER_BYTES < ELSEWHERE as usize,
+    "lengths of what fits a slot fit their bits"
 );
 
 /// What every entry begins with.
@@ -50,23 +61,63 @@ pub(crate) struct Header {
     pub(crate) version: U64,
     pub(crate) newer: U32,
     pub(crate) older: U32,
-    pub(crate) key_len: U16,
-    value_len: [u8; 3],
-    pub(crate) flags: u8,
+    lengths: [u8; 3],
+    flags: u8,
 }
 
 impl Header {
-    pub(crate) fn value_len(&self) -> usize {
-        let [a, b, c] = self.value_len;
-        u32::from_le_bytes([a, b, c, 0]) as usize
+    #[inline]
+    fn lengths(&self) -> u32 {
+        let [a, b, c] = self.lengths;
+        u32::from_le_bytes([a, b, c, self.flags])
     }
 
-    pub(crate) fn set_value_len(&mut self, len_bytes: usize) {
-        let [a, b, c, top] = u32::try_from(len_bytes)
-            .expect("invariant: limited by the configuration")
-            .to_le_bytes();
-        assert!(top == 0, "a value's length has 24 bits");
-        self.value_len = [a, b, c];
+    /// The length of the key, if it is in the slot.
+    #[inline]
+    pub(crate) fn key_len(&self) -> usize {
+        (self.lengths() & LENGTH_MASK) as usize
+    }
+
+    /// The length of the value, if it is in the slot.
+    #[inline]
+    pub(crate) fn value_len(&self) -> usize {
+        (self.lengths() >> LENGTH_BITS & LENGTH_MASK) as usize
+    }
+
+    /// Whether key and value are in an extent.
+    #[inline]
+    pub(crate) fn in_extent(&self) -> bool {
+        self.lengths() >> LENGTH_BITS & LENGTH_MASK == ELSEWHERE
+    }
+
+    /// Sets the lengths of a key and a value that are in the slot.
+    #[inline]
+    pub(crate) fn set_lengths(&mut self, key_len: usize, value_len: usize) {
+        debug_assert!(inline_bytes(key_len, value_len, false).is_some() && key_len > 0);
+        self.put_lengths(key_len as u32, value_len as u32);
+    }
+
+    /// Says that key and value are in an extent.
+    pub(crate) fn set_in_extent(&mut self) {
+        self.put_lengths(1, ELSEWHERE);
+    }
+
+    #[inline]
+    fn put_lengths(&mut self, key_len: u32, value_len: u32) {
+        let [a, b, c, top] = (key_len | value_len << LENGTH_BITS).to_le_bytes();
+        self.lengths = [a, b, c];
+        self.flags = self.flags & FLAGS | top;
+    }
+
+    /// All flags, each in its bit.
+    #[inline]
+    pub(crate) fn flags(&self) -> u8 {
+        self.flags & FLAGS
+    }
+
+    #[inline]
+    pub(crate) fn set_flags(&mut self, flags: u8) {
+        self.flags = self.flags & !FLAGS | flags & FLAGS;
     }
 
     #[inline]
@@ -125,7 +176,7 @@ pub(crate) fn header_mut(slot: &mut [u8]) -> &mut Header {
 
 #[inline]
 pub(crate) fn is_live(slot: &[u8]) -> bool {
-    header(slot).has(LIVE)
+    header(slot).key_len() != 0
 }
 
 /// The next free slot of the page, of a free slot.
@@ -135,7 +186,7 @@ pub(crate) fn free_next(slot: &[u8]) -> u16 {
 
 /// Marks a slot free.
 pub(crate) fn set_free(slot: &mut [u8], next: u16) {
-    header_mut(slot).flags = 0;
+    header_mut(slot).put_lengths(0, 0);
     slot[..2].copy_from_slice(&next.to_le_bytes());
 }
 
@@ -162,14 +213,19 @@ pub(crate) fn set_expires_at_ms(slot: &mut [u8], expires_at_ms: u64) {
     slot[HEADER_BYTES..HEADER_BYTES + EXPIRY_BYTES].copy_from_slice(&expires_at_ms.to_le_bytes()[..EXPIRY_BYTES]);
 }
 
-/// The number of the extent of an entry whose flag says that it has one.
+/// The number of the extent of an entry that has one, and the length of its key.
 #[inline]
-pub(crate) fn extent(slot: &[u8]) -> u32 {
+pub(crate) fn extent(slot: &[u8]) -> (u32, usize) {
     let start = header(slot).body_start();
-    u32::from_le_bytes([slot[start], slot[start + 1], slot[start + 2], slot[start + 3]])
+    let number = [slot[start], slot[start + 1], slot[start + 2], slot[start + 3]];
+    let key_len = [slot[start + 4], slot[start + 5]];
+    (u32::from_le_bytes(number), usize::from(u16::from_le_bytes(key_len)))
 }
 
-pub(crate) fn set_extent(slot: &mut [u8], extent: u32) {
+/// Writes the number of an extent, and the length of the key in it, behind a header that has its flags.
+pub(crate) fn set_extent(slot: &mut [u8], extent: u32, key_len: usize) {
     let start = header(slot).body_start();
-    slot[start..start + EXTENT_BYTES].copy_from_slice(&extent.to_le_bytes());
+    let key_len = u16::try_from(key_len).expect("invariant: checked against the limit");
+    slot[start..start + 4].copy_from_slice(&extent.to_le_bytes());
+    slot[start + 4..start + EXTENT_BYTES].copy_from_slice(&key_len.to_le_bytes());
 }

@@ -1,5 +1,7 @@
 //! What S3-FIFO remembers of entries that left its small queue: a fingerprint each, and for how long.
 
+use crate::cpu;
+
 /// Fingerprints of a bucket, the newest first.
 type Bucket = [u16; 8];
 
@@ -21,6 +23,14 @@ impl Ghost {
         let bucket = &mut self.buckets[at];
         bucket.copy_within(0..7, 1);
         bucket[0] = fingerprint(hash);
+    }
+
+    /// What is remembered of `hash` will be asked for soon.
+    #[inline]
+    pub(crate) fn prefetch(&self, hash: u64) {
+        if let Some(bucket) = self.buckets.get(self.bucket(hash)) {
+            cpu::prefetch(bucket);
+        }
     }
 
     /// Whether `hash` is remembered; it is forgotten by that.

@@ -9,14 +9,14 @@
 //! Invariants ([`Index::check`]): a segment of depth d is named by 2^(global depth - d) neighbouring directory slots; every entry
 //! is in the segment its hash selects, or, if equal hashes have overfilled that, in the overflow.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::arena::Ref;
 use crate::cpu;
 use crate::memory::{CHUNK_BYTES, Chunk};
-use crate::segment::{self, Segment};
+use crate::segment::{self, Bucket, Segment};
 
 const SEGMENTS_PER_CHUNK: usize = CHUNK_BYTES / size_of::<Segment>();
 
@@ -53,11 +53,12 @@ pub(crate) struct Index {
     vacant: BTreeSet<u32>,
     /// Entries that found no room in their segment, by hash.
     overflow: BTreeSet<(u64, Ref)>,
-    huge: bool,
+    /// Chunks whose segments have all been in use, that no huge page has been asked for.
+    plain: VecDeque<u32>,
 }
 
 impl Index {
-    pub(crate) fn new(huge: bool) -> Self {
+    pub(crate) fn new() -> Self {
         let mut index = Self {
             directory: Vec::new(),
             depth: 0,
@@ -65,7 +66,7 @@ impl Index {
             infos: Vec::new(),
             vacant: BTreeSet::new(),
             overflow: BTreeSet::new(),
-            huge,
+            plain: VecDeque::new(),
         };
         let first = index.new_segment(0);
         index.directory.push(first);
@@ -86,16 +87,22 @@ impl Index {
             .find(|&entry| accept(entry))
     }
 
+    /// The bucket that a search for `hash` begins with.
+    #[inline]
+    pub(crate) fn home(&self, hash: u64) -> &Bucket {
+        self.segment(self.locate(hash)).home(hash)
+    }
+
     /// Asks for the bucket that a search for `hash` begins with.
     #[inline]
     pub(crate) fn prefetch(&self, hash: u64) {
-        cpu::prefetch(self.segment(self.locate(hash)).home(hash));
+        cpu::prefetch(self.home(hash));
     }
 
     /// Where the entry most probably is, without a look at it.
     #[inline]
     pub(crate) fn guess(&self, hash: u64) -> Option<Ref> {
-        self.segment(self.locate(hash)).guess(hash)
+        self.home(hash).guess(hash)
     }
 
     pub(crate) fn insert(&mut self, hash: u64, entry: Ref, entries: &impl Entries) {
@@ -148,12 +155,25 @@ impl Index {
         (group, last)
     }
 
+    /// Puts a huge page behind one chunk that is in use all over; `false` if there is none left to do.
+    pub(crate) fn make_huge(&mut self) -> bool {
+        while let Some(number) = self.plain.pop_front() {
+            let full = self.infos.len() >= (number as usize + 1) * SEGMENTS_PER_CHUNK;
+            if let Some(Some(chunk)) = self.chunks.get_mut(number as usize)
+                && full
+            {
+                // Refused: there will be none for the others either, and the kernel has the advice.
+                if !chunk.make_huge() {
+                    self.plain.clear();
+                }
+                return true;
+            }
+        }
+        false
+    }
+
     pub(crate) fn resident_bytes(&self) -> u64 {
-        let segments = if self.huge {
-            self.chunks.iter().flatten().count() * CHUNK_BYTES
-        } else {
-            self.infos.len() * size_of::<Segment>()
-        };
+        let segments = self.infos.len() * size_of::<Segment>();
         let rest = self.directory.capacity() * size_of::<u32>() + self.infos.capacity() * size_of::<Info>();
         (segments + rest + self.overflow.len() * size_of::<(u64, Ref)>() * 2) as u64
     }
@@ -168,7 +188,7 @@ impl Index {
     fn segment(&self, number: u32) -> &Segment {
         let chunk = self.chunks[number as usize / SEGMENTS_PER_CHUNK].as_ref();
         let chunk = chunk.expect("invariant: a segment that is named is held");
-        let segments = <[Segment; SEGMENTS_PER_CHUNK]>::ref_from_bytes(chunk);
+        let segments = <[Segment; SEGMENTS_PER_CHUNK]>::ref_from_bytes(&**chunk);
         &segments.expect("invariant: a chunk is aligned and as large as its segments")
             [number as usize % SEGMENTS_PER_CHUNK]
     }
@@ -177,7 +197,7 @@ impl Index {
     fn segment_mut(&mut self, number: u32) -> &mut Segment {
         let chunk = self.chunks[number as usize / SEGMENTS_PER_CHUNK].as_mut();
         let chunk = chunk.expect("invariant: a segment that is named is held");
-        let segments = <[Segment; SEGMENTS_PER_CHUNK]>::mut_from_bytes(chunk);
+        let segments = <[Segment; SEGMENTS_PER_CHUNK]>::mut_from_bytes(&mut **chunk);
         &mut segments.expect("invariant: a chunk is aligned and as large as its segments")
             [number as usize % SEGMENTS_PER_CHUNK]
     }
@@ -301,9 +321,15 @@ impl Index {
             self.chunks.push(None);
         }
         if self.chunks[chunk].is_none() {
-            self.chunks[chunk] = Some(Chunk::new(self.huge));
+            self.chunks[chunk] = Some(Chunk::new());
         } else {
             self.segment_mut(number).clear();
+        }
+        if number as usize % SEGMENTS_PER_CHUNK == SEGMENTS_PER_CHUNK - 1 {
+            if let Some(chunk) = &self.chunks[chunk] {
+                chunk.allow_huge();
+            }
+            self.plain.push_back(chunk as u32);
         }
         self.infos[number as usize] = Info { depth, entries: 0 };
         number

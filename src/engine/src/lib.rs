@@ -29,6 +29,7 @@ mod ghost;
 mod hash;
 mod index;
 mod list;
+mod memo;
 mod memory;
 mod segment;
 mod shard;

@@ -50,6 +50,23 @@ impl List {
         }
     }
 
+    /// Makes an entry of this list, which is not its newest, the newest.
+    #[inline]
+    pub(crate) fn raise(&mut self, entries: &mut Entries, entry: Ref) {
+        let header = entries.header_mut(entry);
+        let (newer, older) = (header.newer.get(), header.older.get());
+        header.newer.set(NIL);
+        header.older.set(self.newest);
+        entries.header_mut(newer).older.set(older);
+        if older == NIL {
+            self.oldest = newer;
+        } else {
+            entries.header_mut(older).newer.set(newer);
+        }
+        entries.header_mut(self.newest).newer.set(entry);
+        self.newest = entry;
+    }
+
     /// The entry `old` of this list, with its header, is at `new` now.
     pub(crate) fn moved(&mut self, entries: &mut Entries, old: Ref, new: Ref) {
         let header = entries.header(new);

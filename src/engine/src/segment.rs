@@ -60,14 +60,6 @@ impl Segment {
         &self.buckets[home_of(hash)]
     }
 
-    /// The reference of the first slot of the home bucket whose tag fits: where the entry most probably is.
-    #[inline]
-    pub(crate) fn guess(&self, hash: u64) -> Option<Ref> {
-        let bucket = self.home(hash);
-        let matches = bucket.matches(tag_of(hash));
-        (matches != 0).then(|| bucket.refs[matches.trailing_zeros() as usize])
-    }
-
     /// The first reference under this hash's tag that `accept` accepts.
     #[inline]
     pub(crate) fn find(&self, hash: u64, mut accept: impl FnMut(Ref) -> bool) -> Option<Ref> {
@@ -190,6 +182,13 @@ impl Segment {
 }
 
 impl Bucket {
+    /// The reference of the first slot whose tag is that of `hash`, whose home this is: where the entry most probably is.
+    #[inline]
+    pub(crate) fn guess(&self, hash: u64) -> Option<Ref> {
+        let matches = self.matches(tag_of(hash));
+        (matches != 0).then(|| self.refs[matches.trailing_zeros() as usize])
+    }
+
     /// The slots with this tag, one bit each.
     #[inline]
     fn matches(&self, tag: u8) -> u32 {

@@ -16,6 +16,7 @@ use crate::ghost::Ghost;
 use crate::hash::KeyHasher;
 use crate::index::{Entries as _, Index};
 use crate::list::List;
+use crate::memo::HashMemo;
 use crate::snapshot::{Snapshot, SnapshotBusy, SnapshotEntry};
 use crate::version::Version;
 
@@ -33,6 +34,16 @@ const PROMOTE_AT: u8 = 2;
 /// S3-FIFO: how many entries may be passed over in search of a victim before one is taken regardless: the bound of the work.
 const MAX_PASSED_OVER: u32 = 64;
 
+/// S3-FIFO: while the bytes held differ from what they were when a victim was last chosen by more than this share (as a divisor),
+/// the store is filling up.
+const FILLING_SHARE: u64 = 16;
+
+/// How many victims are fetched ahead: a log entry's worth.
+const SCOUT_AHEAD: u32 = 24;
+
+/// How many keys of a batch are looked up together: enough to overlap their cache misses, few enough for the line fill buffers.
+pub(crate) const BATCH: usize = 16;
+
 /// How many degrees of recency a snapshot tells apart.
 pub(crate) const LEVELS: usize = SnapshotEntry::HOTTEST as usize + 1;
 
@@ -47,6 +58,20 @@ struct Age {
     used: u64,
 }
 
+/// How far the first list has been fetched ahead of the choice of victims. The list can be followed only as fast as memory answers,
+/// a miss an entry; so it is followed by a step with each write, long before the entries are wanted.
+#[derive(Debug, Clone, Copy)]
+struct Scout {
+    /// The last entry that was asked for; [`NIL`] = none.
+    entry: Ref,
+    /// How many of the oldest entries have been asked for, about.
+    ahead: u32,
+}
+
+impl Scout {
+    const HOME: Self = Self { entry: NIL, ahead: 0 };
+}
+
 #[derive(Debug)]
 pub(crate) struct Store {
     policy: Policy,
@@ -58,6 +83,10 @@ pub(crate) struct Store {
     /// The number of entries in each list.
     records: [u64; 3],
     ghost: Ghost,
+    /// S3-FIFO: bytes in its queues when a victim was last chosen.
+    full_bytes: u64,
+    memo: HashMemo,
+    scout: Scout,
     age: Age,
     /// [`PARITY`] or 0.
     parity: u8,
@@ -67,16 +96,18 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// `huge`: whether its memory should be backed by huge pages.
-    pub(crate) fn new(policy: Policy, hasher: KeyHasher, huge: bool) -> Self {
+    pub(crate) fn new(policy: Policy, hasher: KeyHasher) -> Self {
         Self {
             policy,
-            entries: Entries::new(hasher, huge),
-            index: Index::new(huge),
+            entries: Entries::new(hasher),
+            index: Index::new(),
             lists: [List::EMPTY; 3],
             bytes: [0; 3],
             records: [0; 3],
             ghost: Ghost::default(),
+            full_bytes: 0,
+            memo: HashMemo::new(),
+            scout: Scout::HOME,
             age: Age::default(),
             parity: 0,
             snapshot: None,
@@ -121,10 +152,61 @@ impl Store {
         self.index.find(hash, |entry| self.entries.key(entry) == key)
     }
 
+    /// Finds the keys of a batch, at most [`BATCH`], all at once: each is hashed and its bucket asked for, then what the buckets
+    /// name, then what a hit will write to. `found` is as long as `keys`.
+    #[inline]
+    pub(crate) fn find_batch<K: AsRef<[u8]>>(&self, keys: &[K], found: &mut [Option<Ref>]) {
+        let mut homes = [None; BATCH];
+        for (home, key) in homes.iter_mut().zip(keys) {
+            let hash = self.hash(key.as_ref());
+            let bucket = self.index.home(hash);
+            cpu::prefetch(bucket);
+            *home = Some((bucket, hash));
+        }
+        let homes = &homes[..keys.len()];
+        for ((key, found), home) in keys.iter().zip(&mut *found).zip(homes) {
+            *found = home.and_then(|(bucket, hash)| bucket.guess(hash));
+            if let Some(guess) = *found {
+                self.entries.prefetch_key(guess, key.as_ref().len());
+            }
+        }
+        let hashes = homes.iter().flatten().map(|&(_, hash)| hash);
+        for ((key, found), hash) in keys.iter().zip(&mut *found).zip(hashes) {
+            let key = key.as_ref();
+            if !found.is_some_and(|guess| self.entries.key(guess) == key) {
+                *found = self.find(hash, key);
+            }
+            if let Some(entry) = *found {
+                self.prefetch_touch(entry);
+            }
+        }
+    }
+
     pub(crate) fn find_version(&self, hash: u64, version: Version) -> Option<Ref> {
-        self.index.find(hash, |entry| {
-            self.entries.header(entry).version.get() == version.get() && self.entries.hash(entry) == hash
-        })
+        let found = self.index.find(hash, |entry| {
+            let header = self.entries.header(entry);
+            header.version.get() == version.get()
+                && self.memo.hash(version).unwrap_or_else(|| self.entries.hash(entry)) == hash
+        });
+        debug_assert!(found.is_none_or(|entry| self.entries.hash(entry) == hash));
+        found
+    }
+
+    /// The hash of an entry's key.
+    pub(crate) fn entry_hash(&mut self, entry: Ref) -> u64 {
+        let version = Version::from(self.entries.header(entry).version.get());
+        if let Some(hash) = self.memo.hash(version) {
+            debug_assert_eq!(hash, self.entries.hash(entry));
+            return hash;
+        }
+        let hash = self.entries.hash(entry);
+        self.memo.note(version, hash);
+        hash
+    }
+
+    #[inline]
+    pub(crate) fn expires_at_ms(&self, entry: Ref) -> u64 {
+        self.entries.expires_at_ms(entry)
     }
 
     #[inline]
@@ -132,23 +214,26 @@ impl Store {
         self.entries.view(entry)
     }
 
-    /// The bucket of `hash` will be read soon.
+    /// A command about `hash` will be applied soon: its part of the index is needed.
     #[inline]
     pub(crate) fn prefetch_bucket(&self, hash: u64) {
         self.index.prefetch(hash);
+        if self.policy == Policy::S3Fifo {
+            self.ghost.prefetch(hash);
+        }
     }
 
-    /// The entry that `hash` probably names will be read soon.
+    /// The entry that `hash` probably names will be read or changed soon, all of it.
     #[inline]
     pub(crate) fn prefetch_entry(&self, hash: u64) {
         if let Some(entry) = self.index.guess(hash) {
-            self.entries.prefetch(entry);
+            self.entries.prefetch_all(entry);
         }
     }
 
     /// What [`Store::touch`] will write to will be written soon.
     #[inline]
-    pub(crate) fn prefetch_touch(&self, entry: Ref) {
+    fn prefetch_touch(&self, entry: Ref) {
         if self.policy == Policy::Lru {
             let header = self.entries.header(entry);
             for neighbour in [header.newer.get(), header.older.get()] {
@@ -161,7 +246,7 @@ impl Store {
     }
 
     pub(crate) fn insert(&mut self, hash: u64, key: &[u8], value: &[u8], version: Version, expires_at_ms: u64) {
-        let main = self.policy == Policy::S3Fifo && self.ghost.take(hash);
+        let main = self.policy == Policy::S3Fifo && (self.ghost.take(hash) || self.filling_main());
         let flags = self.parity | if main { MAIN } else { 0 };
         let entry = self.entries.create(key, value, version, expires_at_ms, flags);
         self.index.insert(hash, entry, &self.entries);
@@ -172,6 +257,15 @@ impl Store {
             self.entries.header_mut(entry).set_stamp(last);
             self.stamp(entry);
         }
+        self.advance_scout();
+    }
+
+    /// S3-FIFO: whether a new entry belongs into the main queue because the store is filling up and the small queue has its share.
+    /// The paper leaves open what the main queue holds before anything was asked for twice; filled with what comes first, it keeps
+    /// a part of a loop that is longer than the cache and its memory, where an endless small queue would keep nothing.
+    fn filling_main(&self) -> bool {
+        let kept = self.bytes[FIRST] + self.bytes[SECOND];
+        kept.abs_diff(self.full_bytes) > self.full_bytes / FILLING_SHARE && self.bytes[FIRST] * SMALL_SHARE >= kept
     }
 
     /// Adds an entry of a snapshot at the newest end of the list that its recency names. [`Store::finish_restore`] makes the lists
@@ -245,10 +339,14 @@ impl Store {
     pub(crate) fn touch(&mut self, entry: Ref) {
         match self.policy {
             Policy::Lru => {
-                if self.lists[FIRST].newest != entry && !self.entries.header(entry).has(OFFERED) {
-                    self.lists[FIRST].unlink(&mut self.entries, entry);
-                    self.lists[FIRST].push_newest(&mut self.entries, entry);
-                    self.stamp(entry);
+                let header = self.entries.header(entry);
+                if self.lists[FIRST].newest != entry && !header.has(OFFERED) {
+                    let stale = header.stamp() != self.age.generation;
+                    self.recall_scout(entry);
+                    self.lists[FIRST].raise(&mut self.entries, entry);
+                    if stale {
+                        self.stamp(entry);
+                    }
                 }
             }
             Policy::S3Fifo => {
@@ -269,29 +367,54 @@ impl Store {
             Policy::S3Fifo => self.choose_s3_fifo()?,
             Policy::NoEvict => return None,
         };
-        self.prefetch_next_victims(entry);
+        self.full_bytes = self.bytes[FIRST] + self.bytes[SECOND];
         self.offer(entry);
+        self.scout.ahead = self.scout.ahead.saturating_sub(1);
+        self.advance_scout();
         Some(entry)
     }
 
-    /// Asks for what giving up the next two entries after `entry` will need: the bucket of the first, whose bytes were asked for a
-    /// call ago, and the bytes of the second.
-    fn prefetch_next_victims(&self, entry: Ref) {
-        let next = self.entries.header(entry).newer.get();
+    /// Asks for one more of the oldest entries, and, now that the one before has come, for its part of the index.
+    fn advance_scout(&mut self) {
+        let Scout { entry, ahead } = self.scout;
+        if ahead >= SCOUT_AHEAD || self.policy == Policy::NoEvict {
+            return;
+        }
+        let next = if entry == NIL {
+            self.lists[FIRST].oldest
+        } else {
+            let hash = self.entry_hash(entry);
+            self.prefetch_bucket(hash);
+            self.entries.header(entry).newer.get()
+        };
         if next != NIL {
-            self.index.prefetch(self.entries.hash(next));
-            let second = self.entries.header(next).newer.get();
-            if second != NIL {
-                self.entries.prefetch_all(second);
-            }
+            self.entries.prefetch_all(next);
+            self.scout = Scout {
+                entry: next,
+                ahead: ahead + 1,
+            };
+        }
+    }
+
+    /// The entry leaves its place in its list.
+    #[inline]
+    fn recall_scout(&mut self, entry: Ref) {
+        if self.scout.entry == entry {
+            self.scout = Scout::HOME;
         }
     }
 
     /// Lists an entry as offered for removal.
     pub(crate) fn offer(&mut self, entry: Ref) {
-        self.delist(entry);
+        let (list, cost) = (self.list_of(entry), self.entries.cost(entry));
+        self.recall_scout(entry);
+        self.lists[list].unlink(&mut self.entries, entry);
         self.entries.header_mut(entry).set(OFFERED, true);
-        self.enlist(entry);
+        self.lists[GIVEN_UP].push_newest(&mut self.entries, entry);
+        self.bytes[list] -= cost;
+        self.records[list] -= 1;
+        self.bytes[GIVEN_UP] += cost;
+        self.records[GIVEN_UP] += 1;
     }
 
     /// Marks an entry as used in this generation.
@@ -320,6 +443,7 @@ impl Store {
                 header.set(MAIN, false);
             }
         }
+        self.scout = Scout::HOME;
         let given_up = std::mem::replace(&mut self.lists[GIVEN_UP], List::EMPTY);
         // The list grew at its newest end, so the first that was offered is its oldest, as it should be.
         self.lists[FIRST].append_older(&mut self.entries, given_up);
@@ -387,9 +511,15 @@ impl Store {
             let to = self.entries.duplicate(from);
             self.index.replace(hash, from, to);
             let list = self.list_of(to);
+            self.recall_scout(from);
             self.lists[list].moved(&mut self.entries, from, to);
             self.entries.release_moved(from);
         }
+    }
+
+    /// One step of what makes memory faster to reach; `false` if there is none left to do.
+    pub(crate) fn make_huge(&mut self) -> bool {
+        self.index.make_huge() || self.entries.arena.make_huge()
     }
 
     /// Begins a snapshot.
@@ -425,7 +555,7 @@ impl Store {
             for slot in 0..u32::from(fresh) {
                 let entry = page << 8 | slot;
                 let header = self.entries.header(entry);
-                if !header.has(entry::LIVE) || header.flags & PARITY == self.parity {
+                if header.key_len() == 0 || header.flags() & PARITY == self.parity {
                     continue;
                 }
                 if !snapshot.abandoned {
@@ -446,7 +576,7 @@ impl Store {
                         recency,
                     });
                 }
-                self.entries.header_mut(entry).flags ^= PARITY;
+                self.entries.header_mut(entry).set(PARITY, self.parity != 0);
             }
             work += usize::from(fresh);
             snapshot.page = page + 1;
@@ -467,7 +597,7 @@ impl Store {
             if let Some(snapshot) = &mut self.snapshot {
                 snapshot.preserve(&view, recency);
             }
-            self.entries.header_mut(entry).flags ^= PARITY;
+            self.entries.header_mut(entry).set(PARITY, self.parity != 0);
         }
     }
 
@@ -485,11 +615,12 @@ impl Store {
     /// Writes an entry anew, in another slot, in the old one's place in index and list.
     fn recreate(&mut self, hash: u64, old: Ref, key: &[u8], value: &[u8], version: Version, expires_at_ms: u64) -> Ref {
         let header = *self.entries.header(old);
-        let new = self.entries.create(key, value, version, expires_at_ms, header.flags);
+        let new = self.entries.create(key, value, version, expires_at_ms, header.flags());
         let links = self.entries.header_mut(new);
         links.newer = header.newer;
         links.older = header.older;
         let list = self.list_of(new);
+        self.recall_scout(old);
         self.lists[list].moved(&mut self.entries, old, new);
         self.index.replace(hash, old, new);
         self.entries.release(old);
@@ -519,15 +650,18 @@ impl Store {
     }
 
     fn enlist(&mut self, entry: Ref) {
-        let list = self.list_of(entry);
+        let (list, cost) = (self.list_of(entry), self.entries.cost(entry));
         self.lists[list].push_newest(&mut self.entries, entry);
-        self.count_in(entry);
+        self.bytes[list] += cost;
+        self.records[list] += 1;
     }
 
     fn delist(&mut self, entry: Ref) {
-        let list = self.list_of(entry);
+        let (list, cost) = (self.list_of(entry), self.entries.cost(entry));
+        self.recall_scout(entry);
         self.lists[list].unlink(&mut self.entries, entry);
-        self.count_out(entry);
+        self.bytes[list] -= cost;
+        self.records[list] -= 1;
     }
 
     fn count_in(&mut self, entry: Ref) {
@@ -550,6 +684,10 @@ impl Store {
             let from_small = self.bytes[FIRST] * SMALL_SHARE >= kept || self.lists[SECOND].oldest().is_none();
             let list = if from_small { FIRST } else { SECOND };
             let entry = self.lists[list].oldest()?;
+            let next = self.entries.header(entry).newer.get();
+            if !from_small && next != NIL {
+                self.entries.prefetch_all(next);
+            }
             let uses = self.entries.header(entry).uses();
             let spared = if from_small { uses >= PROMOTE_AT } else { uses > 0 };
             if !spared || passed_over >= MAX_PASSED_OVER {
@@ -582,7 +720,7 @@ impl Store {
                     number,
                     "an entry is in another list than its flags say"
                 );
-                let flags = self.entries.header(entry).flags;
+                let flags = self.entries.header(entry).flags();
                 assert!(
                     self.snapshot.is_some() || flags & PARITY == self.parity,
                     "a snapshot missed an entry"

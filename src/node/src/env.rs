@@ -1,4 +1,4 @@
-//! The one seam between a node and the world: time, randomness, tasks, datagrams, and the mesh between the cores of a node.
+//! The one seam between a node and the world: time, randomness, tasks, datagrams, disk, and the mesh between the cores of a node.
 //!
 //! Production implements it over glommio and io_uring (`generation-server`), tests over a deterministic simulator
 //! (`generation-sim`). Nothing else in this crate reads a clock, opens a socket, spawns a thread or draws a random number.
@@ -47,6 +47,9 @@ pub struct Transmit {
 
 /// What one core of a node takes from the world.
 pub trait Env: 'static {
+    /// The core's directory.
+    type Disk: disk::Disk;
+
     /// This core.
     fn core(&self) -> CoreId;
 
@@ -61,6 +64,9 @@ pub trait Env: 'static {
 
     /// Fills `bytes` with cryptographically secure random bytes (in the simulator: from the seed).
     fn fill_random(&self, bytes: &mut [u8]);
+
+    /// The core's own directory.
+    fn disk(&self) -> Self::Disk;
 
     /// Runs `task` on this core until it ends. It is not cancelled by the caller's going away.
     fn spawn(&self, task: impl Future<Output = ()> + 'static);

@@ -22,6 +22,7 @@ mod dispatch;
 pub mod env;
 mod execute;
 pub mod mesh;
+pub mod raft;
 mod reactor;
 mod replica;
 mod replies;

@@ -20,6 +20,7 @@ use crate::error::{CloseReason, ConnectError, Misrouted, StreamError};
 use crate::steer;
 use crate::timers::Timers;
 use crate::tls::{ClientCrypto, ServerCrypto};
+use crate::trains::Trains;
 
 /// Answers of the endpoint itself (Retry, refusals, version negotiation, resets) that may wait to be sent. Under a flood more are
 /// dropped: their senders ask again.
@@ -167,6 +168,7 @@ pub struct Driver {
     ready: VecDeque<u32>,
     dirty: VecDeque<u32>,
     responses: VecDeque<(Transmit, Vec<u8>)>,
+    trains: Trains,
     scratch: Vec<u8>,
     config: DriverConfig,
     /// For peers on other machines, and on this one.
@@ -220,6 +222,7 @@ impl Driver {
             ready: VecDeque::new(),
             dirty: VecDeque::new(),
             responses: VecDeque::new(),
+            trains: Trains::default(),
             scratch: Vec::new(),
             config,
             transports,
@@ -550,7 +553,7 @@ impl Driver {
 
     /// Whether some connection may have something to send.
     pub fn has_transmits(&self) -> bool {
-        !self.dirty.is_empty() || !self.responses.is_empty()
+        !self.dirty.is_empty() || !self.responses.is_empty() || !self.trains.is_empty()
     }
 
     /// Counters.
@@ -559,7 +562,8 @@ impl Driver {
     }
 
     /// Fills `buffer` (cleared first) with the next train of datagrams to send, if there is one. Connections take turns, one
-    /// train each, so that one with much to send does not hold up the others.
+    /// train each, so that one with much to send does not hold up the others. Small datagrams of several connections to one
+    /// address leave together, after everything else.
     pub fn poll_transmit(&mut self, now: Instant, buffer: &mut Vec<u8>) -> Option<Transmit> {
         buffer.clear();
         if let Some((transmit, mut response)) = self.responses.pop_front() {
@@ -580,12 +584,16 @@ impl Driver {
             if let Some(transmit) = slot.connection.poll_transmit(now, train, buffer) {
                 buffer.truncate(transmit.size);
                 self.dirty.push_back(index);
-                return Some(from_quinn(&transmit));
+                let limit = self.config.limits.max_train;
+                if let Some(transmit) = self.trains.add(from_quinn(&transmit), buffer, limit) {
+                    return Some(transmit);
+                }
+            } else {
+                slot.dirty = false;
+                self.rearm(index);
             }
-            slot.dirty = false;
-            self.rearm(index);
         }
-        None
+        self.trains.next(buffer)
     }
 
     /// One event of one connection, or `None` when it has no more.

@@ -22,6 +22,7 @@ mod error;
 pub mod steer;
 mod timers;
 mod tls;
+mod trains;
 
 pub use config::{DriverConfig, Limits};
 pub use driver::{ConnectTarget, ConnectionKey, Driver, DriverStats, Event, Read, Transmit, Written};

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -63,9 +64,15 @@ impl<E: Fn(CoreId)> Drop for Ended<E> {
 
 impl<T: Send + 'static> Executors<T> {
     /// Starts one executor per socket of `port` and runs `main` on each, pinned to `cpus` by core, or where the
-    /// operating system likes without them; returns when every core is running. `ended` is
+    /// operating system likes without them; each has a directory of its own in `directory`. Returns when every core is running. `ended` is
     /// called on a core's thread when that core has ended, however it did; the other cores have been asked to stop by then.
-    pub fn start<F, M, E>(port: Port, cpus: Option<&[usize]>, main: M, ended: E) -> Result<Self, ExecutorError>
+    pub fn start<F, M, E>(
+        port: Port,
+        cpus: Option<&[usize]>,
+        directory: &Path,
+        main: M,
+        ended: E,
+    ) -> Result<Self, ExecutorError>
     where
         M: Fn(GlommioEnv) -> F + Clone + Send + 'static,
         F: Future<Output = T> + 'static,
@@ -89,6 +96,7 @@ impl<T: Send + 'static> Executors<T> {
                 socket,
                 mesh: end,
                 shared: Arc::clone(&shared),
+                directory: directory.join(format!("core-{core}")),
             };
             let ended = Ended {
                 core,

@@ -82,6 +82,11 @@ pub struct DataDirectory {
 }
 
 impl DataDirectory {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Makes the directory if it does not exist, and locks it.
     pub fn open(path: &Path) -> Result<Self, DirectoryError> {
         let at = |path: &Path| {
@@ -186,12 +191,14 @@ impl Node {
         let port = port::open(config.listen, cores, buffer_bytes)?;
         let address = port.address;
         let core = core_config(config, &certificates, address, directory.next_epoch()?)?;
-        let cpus: Option<Vec<usize>> = config
-            .pin
-            .then(|| preflight::cpus().into_iter().take(cores.into()).collect());
+        let cpus: Option<Vec<usize>> = config.pin.then(|| {
+            let cpus = config.cpus.clone().unwrap_or_else(preflight::cpus);
+            cpus.into_iter().take(cores.into()).collect()
+        });
         let executors = Executors::start(
             port,
             cpus.as_deref(),
+            directory.path(),
             move |env| {
                 let mut core = core.clone();
                 core.mtu_discovery = !env.may_fragment();

@@ -52,6 +52,16 @@ pub enum PreflightError {
         /// Processors there are.
         processors: u16,
     },
+    /// A processor that is not there.
+    #[error(
+        "`cpus` names processor {cpu}, and this process may run on {allowed:?}; name some of those, or leave `cpus` out"
+    )]
+    Processor {
+        /// The processor.
+        cpu: usize,
+        /// Those there are.
+        allowed: Vec<usize>,
+    },
     /// More memory than the machine has.
     #[error(
         "a memory budget of {} is configured and this machine or container has {}; lower `memory.budget` and leave some \
@@ -72,6 +82,10 @@ pub fn check(config: &Config, cores: u16) -> Result<(), PreflightError> {
     let processors = processors();
     if config.pin && cores > processors {
         return Err(PreflightError::Cores { cores, processors });
+    }
+    let allowed = cpus();
+    if let Some(&cpu) = config.cpus.iter().flatten().find(|cpu| !allowed.contains(cpu)) {
+        return Err(PreflightError::Processor { cpu, allowed });
     }
     let budget_bytes = config.memory.budget.as_u64();
     let total_bytes = memory_bytes();

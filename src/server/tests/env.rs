@@ -9,6 +9,7 @@ use generation_node::env::{Env, Transmit};
 use generation_server::env::GlommioEnv;
 use generation_server::executors::Executors;
 use generation_server::net::port::{self, Port, PortError};
+use tempfile::TempDir;
 
 /// Far longer than anything here takes, even on a busy machine: what lasts this long has failed.
 const HANG: Duration = Duration::from_secs(20);
@@ -42,6 +43,11 @@ async fn echo(env: GlommioEnv) {
     }
 }
 
+/// A directory for cores that keep nothing in it.
+fn scratch() -> TempDir {
+    tempfile::tempdir().unwrap()
+}
+
 fn client(server: SocketAddr) -> UdpSocket {
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();
     client.connect(server).unwrap();
@@ -65,7 +71,7 @@ fn datagrams_go_to_the_core_their_connection_id_names() {
     let port = open(cores);
     assert!(port.steered);
     let address = port.address;
-    let executors = Executors::start(port, None, echo, |_| ()).unwrap();
+    let executors = Executors::start(port, None, scratch().path(), echo, |_| ()).unwrap();
     for id in 0..=255_u8 {
         // A new socket each time: by the hash of the addresses they would be scattered.
         let client = client(address);
@@ -85,7 +91,7 @@ fn datagrams_go_to_the_core_their_connection_id_names() {
 fn a_datagram_without_a_connection_id_still_reaches_some_core() {
     let port = open(2);
     let address = port.address;
-    let executors = Executors::start(port, None, echo, |_| ()).unwrap();
+    let executors = Executors::start(port, None, scratch().path(), echo, |_| ()).unwrap();
     let client = client(address);
     for packet in [
         &[0x40][..],
@@ -123,6 +129,7 @@ fn parking_ends_at_the_deadline_and_never_before() {
         let executors = Executors::start(
             open(1),
             None,
+            scratch().path(),
             move |env: GlommioEnv| async move {
                 if with_task {
                     let sleeper = env.clone();
@@ -149,6 +156,7 @@ fn tasks_go_on_while_the_core_is_parked() {
     let executors = Executors::start(
         open(1),
         None,
+        scratch().path(),
         |env: GlommioEnv| async move {
             let done = std::rc::Rc::new(std::cell::Cell::new(0));
             for task in 1..=10_u64 {
@@ -176,6 +184,7 @@ fn a_busy_core_still_serves_its_timers() {
     let executors = Executors::start(
         open(1),
         None,
+        scratch().path(),
         |env: GlommioEnv| async move {
             let done = std::rc::Rc::new(std::cell::Cell::new(false));
             let (inner, set) = (env.clone(), done.clone());
@@ -204,6 +213,7 @@ fn a_request_to_stop_wakes_every_core() {
         let executors = Executors::start(
             open(3),
             None,
+            scratch().path(),
             move |env: GlommioEnv| async move {
                 if with_task {
                     let sleeper = env.clone();
@@ -228,6 +238,7 @@ fn a_panic_on_one_core_stops_the_node_and_is_reported() {
     let executors = Executors::start(
         open(2),
         None,
+        scratch().path(),
         |env: GlommioEnv| async move {
             assert!(env.core() != 1, "core one gives up");
             echo(env).await;
@@ -265,6 +276,7 @@ fn the_reactor_does_not_sleep_on_a_runnable_task_under_contention() {
     let executors = Executors::start(
         port,
         Some(&[0]),
+        scratch().path(),
         |env: GlommioEnv| async move {
             // A task under way sends every park through the reactor.
             let sleeper = env.clone();

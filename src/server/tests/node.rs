@@ -123,7 +123,7 @@ fn dev_serves_until_it_is_told_to_stop_and_starts_again_at_once() {
         assert_eq!(ready["ready"], true);
         assert_eq!(ready["nodes"][0]["id"], 1);
         assert_eq!(ready["nodes"][0]["addr"], format!("127.0.0.1:{port}"));
-        assert_eq!(ready["nodes"][0]["pid"], server.child.id());
+        assert!(is_running(&ready["nodes"][0]["pid"]));
         let client = PathBuf::from(ready["client_config"].as_str().unwrap());
         generation_client::ClientConfig::load(&client).unwrap();
 
@@ -180,6 +180,77 @@ fn a_second_dev_on_the_same_directory_names_the_first() {
     let mut again = dev(directory.path(), &["--port", "0"]);
     again.ready();
     again.stop(Signal::TERM);
+}
+
+/// Whether the process with this id runs.
+fn is_running(pid: &Value) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The state stands behind the name, which is in brackets.
+    stat.rsplit(')')
+        .next()
+        .is_some_and(|rest| !rest.trim().is_empty() && !rest.trim().starts_with('Z'))
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < HANG, "{what} does not happen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_node_of_dev_is_started_again_on_request_and_clients_still_know_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let restart = |id: &str| {
+        let output = generation(directory.path())
+            .args(["dev", "restart-node", id, "--json"])
+            .output()
+            .unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let (code, _, errors) = restart("1");
+    assert_eq!(code, Some(5), "{errors}");
+    assert!(errors.contains("start one"), "{errors}");
+    let mut server = dev(directory.path(), &["--port", "0"]);
+    let ready = server.ready();
+    let first = &ready["nodes"][0];
+    let authority = std::fs::read(directory.path().join(".generation/certs/ca.pem")).unwrap();
+    let (code, answer, errors) = restart("1");
+    assert_eq!(code, Some(0), "{errors}");
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!((&answer["id"], &answer["addr"]), (&first["id"], &first["addr"]));
+    assert_ne!(answer["pid"], first["pid"]);
+    assert!(is_running(&answer["pid"]) && !is_running(&first["pid"]));
+    let put = kv(directory.path(), &["put", "greeting", "hello"]);
+    assert_eq!(put.status.code(), Some(0), "{put:?}");
+    let (code, _, errors) = restart("2");
+    assert_eq!(code, Some(1), "{errors}");
+    assert!(errors.contains("there is no node 2"), "{errors}");
+    server.stop(Signal::TERM);
+    let mut again = dev(directory.path(), &["--port", "0"]);
+    again.ready();
+    let kept = std::fs::read(directory.path().join(".generation/certs/ca.pem")).unwrap();
+    assert_eq!(kept, authority, "clients trust the same authority as before");
+    again.stop(Signal::TERM);
+}
+
+#[test]
+fn nodes_of_dev_die_with_it_and_it_ends_with_its_last_node() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut server = dev(directory.path(), &["--port", "0"]);
+    let node = server.ready()["nodes"][0]["pid"].clone();
+    server.child.kill().unwrap();
+    server.child.wait().unwrap();
+    wait_until("the end of the node", || !is_running(&node));
+    let mut server = dev(directory.path(), &["--port", "0"]);
+    let node = server.ready()["nodes"][0]["pid"].as_i64().unwrap();
+    let pid = Pid::from_raw(i32::try_from(node).unwrap()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    let (code, errors) = server.end();
+    assert_eq!(code, 1, "{errors}");
+    assert!(errors.contains("node 1 has ended"), "{errors}");
 }
 
 #[test]

@@ -14,6 +14,8 @@ use crate::workload::{KeyDistribution, Mix, SizeDistribution, TraceFormat, Workl
 const EXAMPLES: &str = "Examples:
   generation-bench                                              the canonical workload against a node of its own
   generation-bench compare --peers redis,memcached --seconds 3  ratios against peers that it starts itself
+  generation-bench compare --scenario snapshot --peers redis     the tail while a snapshot is taken
+  generation-bench compare --scenario failover --peers etcd      service while a node is killed
   generation-bench run --target redis --rate 20000 --report out.html
   generation-bench run --target generation --closed --connections 50 --depth 64 --mix get
   generation-bench run --trace web.trace.xz --trace-format u32be --refill --mix get
@@ -70,6 +72,20 @@ pub enum TargetKind {
     Memcached,
     /// Generation, found through --config.
     Generation,
+    /// etcd.
+    Etcd,
+}
+
+impl TargetKind {
+    /// Where such a server listens if nobody says otherwise.
+    const fn default_addr(self) -> &'static str {
+        match self {
+            Self::Redis => "127.0.0.1:6379",
+            Self::Memcached => "127.0.0.1:11211",
+            Self::Generation => "127.0.0.1:7400",
+            Self::Etcd => "127.0.0.1:2379",
+        }
+    }
 }
 
 /// Which server, and how to reach it.
@@ -78,9 +94,9 @@ pub struct TargetArgs {
     /// Kind of server
     #[arg(long, default_value = "redis")]
     pub target: TargetKind,
-    /// Its address
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:6379")]
-    pub addr: String,
+    /// Its address [default: the usual port on this machine]; several for the members of an etcd
+    #[arg(long, value_name = "HOST:PORT", value_delimiter = ',')]
+    pub addr: Vec<String>,
     /// The client configuration that `generation dev` writes
     #[arg(long, value_name = "FILE", default_value = ".generation/client.toml")]
     pub config: PathBuf,
@@ -102,6 +118,17 @@ pub struct TargetArgs {
     /// Process ids of the server, to measure its processor time
     #[arg(long, value_name = "PID", value_delimiter = ',')]
     pub server_pid: Vec<u32>,
+}
+
+impl TargetArgs {
+    /// The addresses given, else the usual one.
+    pub fn addrs(&self) -> Vec<String> {
+        if self.addr.is_empty() {
+            vec![self.target.default_addr().to_owned()]
+        } else {
+            self.addr.clone()
+        }
+    }
 }
 
 /// What is asked.
@@ -341,8 +368,8 @@ pub struct CompareArgs {
     /// What is compared
     #[arg(long, default_value = "single")]
     pub scenario: Scenario,
-    /// Servers to compare with; each comes plaintext and with TLS
-    #[arg(long, value_delimiter = ',', default_value = "redis,memcached")]
+    /// Servers to compare with; in the scenario `single` each comes plaintext and with TLS [default: those usual for the scenario]
+    #[arg(long, value_delimiter = ',')]
     pub peers: Vec<Kind>,
     /// Rows to measure, such as get:50x64,put:1x1 (operation:connections x operations written at once)
     #[arg(long, value_delimiter = ',')]
@@ -350,12 +377,18 @@ pub struct CompareArgs {
     /// Rounds of each row
     #[arg(long, value_name = "N", default_value_t = 3)]
     pub rounds: usize,
-    /// Measured seconds of one run
-    #[arg(long, value_name = "S", default_value_t = 3.0)]
-    pub seconds: f64,
+    /// Measured seconds of one run [default: 3; snapshot and failover: 30]
+    #[arg(long, value_name = "S")]
+    pub seconds: Option<f64>,
     /// Seconds before measuring
     #[arg(long, value_name = "S", default_value_t = 0.5)]
     pub warmup: f64,
+    /// Operations a second of the open loop [default: snapshot 10,000, failover 2,000]
+    #[arg(long, value_name = "N")]
+    pub rate: Option<f64>,
+    /// Operations of the scenario snapshot
+    #[arg(long, value_name = "MIX", default_value = "get=90,put=10")]
+    pub mix: Mix,
     /// Number of keys
     #[arg(long, default_value_t = 1_000_000)]
     pub keys: u64,
@@ -365,7 +398,7 @@ pub struct CompareArgs {
     /// uniform, zipf:THETA, hotspot:KEYS:OPERATIONS or sequential
     #[arg(long, value_name = "LAW", default_value = "uniform")]
     pub distribution: KeyDistribution,
-    /// CPUs of the servers [default: the first half]
+    /// CPUs of the servers [default: the first]
     #[arg(long, value_name = "CPU", value_delimiter = ',')]
     pub server_cpus: Vec<usize>,
     /// CPU of the client [default: the last]
@@ -395,4 +428,45 @@ pub enum Scenario {
     Single,
     /// Resident bytes per entry
     Footprint,
+    /// Three nodes: reads and writes that a majority (Redis: one node) must have seen
+    Replicated,
+    /// The tail of the latency while a snapshot is taken
+    Snapshot,
+    /// Service while a node is killed, and acknowledged writes afterwards
+    Failover,
+}
+
+impl Scenario {
+    /// Peers of the scenario if none are named.
+    pub fn default_peers(self) -> Vec<Kind> {
+        match self {
+            Self::Single | Self::Footprint => vec![Kind::Redis, Kind::Memcached],
+            Self::Replicated | Self::Failover => vec![Kind::Etcd, Kind::Redis],
+            Self::Snapshot => vec![Kind::Redis],
+        }
+    }
+
+    /// Nodes of each server.
+    pub const fn nodes(self) -> usize {
+        match self {
+            Self::Replicated | Self::Failover => 3,
+            Self::Single | Self::Footprint | Self::Snapshot => 1,
+        }
+    }
+
+    /// Measured seconds of a run if none are given.
+    pub const fn default_seconds(self) -> f64 {
+        match self {
+            Self::Single | Self::Footprint | Self::Replicated => 3.0,
+            Self::Snapshot | Self::Failover => 30.0,
+        }
+    }
+
+    /// Operations a second of an open loop if none are given.
+    pub const fn default_rate(self) -> f64 {
+        match self {
+            Self::Failover => 2_000.0,
+            _ => 10_000.0,
+        }
+    }
 }

@@ -14,6 +14,7 @@ use crate::engine::{Mode, Progress, RunContext, RunSettings, run};
 use crate::peers::Server;
 use crate::result::RunResult;
 use crate::system::{Environment, Probe};
+use crate::target::Connector;
 use crate::workload::{Class, KeyDistribution, Mix, WorkloadSpec};
 
 /// One line of a comparison: operation, connections and depth.
@@ -106,6 +107,32 @@ impl std::fmt::Display for Row {
     }
 }
 
+impl Row {
+    /// The rows of the scenario `replicated`: many clients that each wait for their reply, and writes in batches.
+    pub const REPLICATED: [Self; 4] = [
+        Self {
+            class: Class::Put,
+            connections: 256,
+            depth: 1,
+        },
+        Self {
+            class: Class::Get,
+            connections: 256,
+            depth: 1,
+        },
+        Self {
+            class: Class::Put,
+            connections: 64,
+            depth: 16,
+        },
+        Self {
+            class: Class::Put,
+            connections: 1,
+            depth: 1,
+        },
+    ];
+}
+
 /// How a comparison is carried out.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CompareSettings {
@@ -123,6 +150,9 @@ pub struct CompareSettings {
     pub client_cpus: Vec<usize>,
     /// CPUs of the servers.
     pub server_cpus: Vec<usize>,
+    /// Whether to look for every key after loading.
+    #[serde(default)]
+    pub read_back: bool,
 }
 
 /// A whole comparison; the first server is the baseline.
@@ -138,6 +168,9 @@ pub struct Comparison {
     pub footprints: Vec<Option<Footprint>>,
     /// The rows, as far as they were measured.
     pub rows: Vec<RowResult>,
+    /// Runs of a round that did not come to its end.
+    #[serde(default)]
+    pub partial: Vec<RunResult>,
     /// What ended it before its time.
     pub error: Option<String>,
     /// Whether somebody stopped it.
@@ -153,17 +186,25 @@ pub struct Footprint {
     pub after_bytes: u64,
     /// Entries loaded.
     pub entries: u64,
+    /// Entries found when every key was looked for afterwards, where that was done.
+    #[serde(default)]
+    pub found: Option<u64>,
 }
 
 impl Footprint {
     /// Whole resident memory an entry, in bytes.
     pub fn whole_per_entry(&self) -> f64 {
-        self.after_bytes as f64 / self.entries as f64
+        self.after_bytes as f64 / self.held()
+    }
+
+    /// Entries that the memory is spread over: those that are there.
+    fn held(&self) -> f64 {
+        self.found.unwrap_or(self.entries).max(1) as f64
     }
 
     /// Growth an entry, in bytes.
     pub fn growth_per_entry(&self) -> f64 {
-        self.after_bytes.saturating_sub(self.before_bytes) as f64 / self.entries as f64
+        self.after_bytes.saturating_sub(self.before_bytes) as f64 / self.held()
     }
 }
 
@@ -262,6 +303,36 @@ impl RowResult {
         }))
     }
 
+    /// Whether the generator was the bottleneck of most runs against server `index`.
+    pub fn generator_bound(&self, index: usize, server_cpus: usize) -> bool {
+        let runs = || self.rounds.iter().filter_map(|round| round.get(index));
+        2 * runs().filter(|run| run.generator_bound(server_cpus)).count() > runs().count()
+    }
+
+    /// What a reader must know of server `index` before believing its line.
+    pub fn remarks(&self, index: usize, server_cpus: usize) -> Vec<String> {
+        let runs = || self.rounds.iter().filter_map(|round| round.get(index));
+        let mut remarks = Vec::new();
+        if self.generator_bound(index, server_cpus) {
+            remarks.push(
+                "the generator was the bottleneck: the rate is a lower bound, the latencies include the generator's own queue; the CPU \
+                 time stands"
+                    .to_owned(),
+            );
+        }
+        let failed: u64 = runs().map(RunResult::failed).sum();
+        if failed > 0 {
+            remarks.push(format!("{failed} operations failed"));
+        }
+        let misses: u64 = runs().map(|run| run.misses).sum();
+        if misses > 0 {
+            remarks.push(format!(
+                "{misses} reads found nothing: it does not hold the whole data set (--memory, --keys)"
+            ));
+        }
+        remarks
+    }
+
     /// Largest deviation of the baseline from itself within a round: the noise floor (0.05 = 5 %).
     pub fn noise(&self, metric: Metric) -> Option<f64> {
         self.rounds
@@ -279,27 +350,62 @@ pub fn load(
     server: &Server,
     workload: &WorkloadSpec,
     client_cpus: &[usize],
+    read_back: bool,
     stop: &AtomicBool,
 ) -> Result<Option<Footprint>, BenchError> {
     let before = server.probe().resident_bytes();
     load_keys(server.connector(), workload, client_cpus, stop)?;
     let after = server.probe().resident_bytes();
+    let found = read_back
+        .then(|| count_keys(server.connector(), workload, client_cpus, stop))
+        .transpose()?;
     Ok(before.zip(after).map(|(before_bytes, after_bytes)| Footprint {
         before_bytes,
         after_bytes,
         entries: workload.keys,
+        found,
     }))
 }
 
 /// Writes every key of a workload once.
 pub fn load_keys(
-    connector: &dyn crate::target::Connector,
+    connector: &dyn Connector,
     workload: &WorkloadSpec,
     client_cpus: &[usize],
     stop: &AtomicBool,
 ) -> Result<(), BenchError> {
+    let result = every_key(Class::Put, connector, workload, client_cpus, stop)?;
+    if result.failed() > 0 {
+        return Err(BenchError::Load(format!(
+            "{} of {} writes failed: {:?}",
+            result.failed(),
+            workload.keys,
+            result.failures
+        )));
+    }
+    Ok(())
+}
+
+/// Reads every key of a workload once and counts those that are there.
+pub fn count_keys(
+    connector: &dyn Connector,
+    workload: &WorkloadSpec,
+    client_cpus: &[usize],
+    stop: &AtomicBool,
+) -> Result<u64, BenchError> {
+    Ok(every_key(Class::Get, connector, workload, client_cpus, stop)?.hits)
+}
+
+/// Does one thing to every key, in batches.
+fn every_key(
+    class: Class,
+    connector: &dyn Connector,
+    workload: &WorkloadSpec,
+    client_cpus: &[usize],
+    stop: &AtomicBool,
+) -> Result<RunResult, BenchError> {
     let spec = WorkloadSpec {
-        mix: Mix::only(Class::Put),
+        mix: Mix::only(class),
         distribution: KeyDistribution::Sequential,
         refill: false,
         trace: None,
@@ -318,28 +424,11 @@ pub fn load_keys(
         operations: Some(spec.keys),
         ..RunSettings::default()
     };
-    let result = run(
-        connector,
-        &spec,
-        &settings,
-        RunContext {
-            stop,
-            probe: None,
-            progress: &mut |_| {},
-        },
-    )?;
-    if let Some(error) = result.error {
-        return Err(BenchError::Load(error));
+    let result = run(connector, &spec, &settings, RunContext::plain(stop, &mut |_| {}))?;
+    match result.error {
+        Some(error) => Err(BenchError::Load(error)),
+        None => Ok(result),
     }
-    if result.failed() > 0 {
-        return Err(BenchError::Load(format!(
-            "{} of {} writes failed: {:?}",
-            result.failed(),
-            spec.keys,
-            result.failures
-        )));
-    }
-    Ok(())
 }
 
 /// What a comparison tells while it goes on.
@@ -349,7 +438,7 @@ pub trait Observer {
     /// A run goes on.
     fn progress(&mut self, progress: Progress);
     /// A row is complete.
-    fn row(&mut self, servers: &[String], row: &RowResult);
+    fn row(&mut self, comparison: &Comparison, row: &RowResult);
 }
 
 /// Compares running servers, the first being the baseline. What was measured is kept whatever happens.
@@ -365,6 +454,7 @@ pub fn compare(
         servers: servers.iter().map(|server| server.name().to_owned()).collect(),
         footprints: Vec::new(),
         rows: Vec::new(),
+        partial: Vec::new(),
         error: None,
         interrupted: false,
         settings,
@@ -395,7 +485,13 @@ fn carry_out(
             settings.workload.keys,
             server.name()
         ));
-        let resident = load(server, &settings.workload, &settings.client_cpus, stop)?;
+        let resident = load(
+            server,
+            &settings.workload,
+            &settings.client_cpus,
+            settings.read_back,
+            stop,
+        )?;
         comparison.footprints.push(resident);
     }
     for row in &settings.rows {
@@ -405,59 +501,81 @@ fn carry_out(
         });
         for round in 0..settings.rounds {
             let mut results: Vec<Option<RunResult>> = vec![None; servers.len() + 1];
-            let mut order: Vec<usize> = (0..=servers.len()).collect();
-            if round % 2 == 1 {
-                order.reverse();
-            }
-            for position in order {
-                if stop.load(Ordering::Relaxed) {
-                    return Ok(());
+            let outcome = carry_out_round(servers, &settings, *row, round, &mut results, stop, observer);
+            let results = results.into_iter().flatten();
+            if matches!(outcome, Ok(true)) {
+                if let Some(measured) = comparison.rows.last_mut() {
+                    measured.rounds.push(results.collect());
                 }
-                let server = &servers[position % servers.len()];
-                observer.step(&format!(
-                    "{row}, round {} of {}: {}",
-                    round + 1,
-                    settings.rounds,
-                    server.name()
-                ));
-                let spec = WorkloadSpec {
-                    mix: Mix::only(row.class),
-                    ..settings.workload.clone()
-                };
-                let run_settings = RunSettings {
-                    mode: Mode::Closed {
-                        depth: row.depth,
-                        window: false,
-                    },
-                    connections: row.connections,
-                    threads: 1,
-                    client_cpus: settings.client_cpus.clone(),
-                    warmup: settings.warmup,
-                    duration: settings.duration,
-                    spin: !settings.client_cpus.is_empty(),
-                    ..RunSettings::default()
-                };
-                let context = RunContext {
-                    stop,
-                    probe: Some(server.probe() as &dyn Probe),
-                    progress: &mut |progress| observer.progress(progress),
-                };
-                let mut result = run(server.connector(), &spec, &run_settings, context)?;
-                server.name().clone_into(&mut result.target);
-                if let Some(error) = result.error {
-                    return Err(BenchError::Load(error));
-                }
-                results[position] = Some(result);
-            }
-            if let Some(measured) = comparison.rows.last_mut() {
-                measured.rounds.push(results.into_iter().flatten().collect());
+            } else {
+                comparison.partial.extend(results);
+                return outcome.map(|_| ());
             }
         }
         if let Some(measured) = comparison.rows.last() {
-            observer.row(&comparison.servers, measured);
+            observer.row(comparison, measured);
         }
     }
     Ok(())
+}
+
+/// One round of a row: every server once, and the baseline again. `false` when somebody stopped it; what was measured is in
+/// `results` in any case, at the server's place.
+fn carry_out_round(
+    servers: &[Server],
+    settings: &CompareSettings,
+    row: Row,
+    round: usize,
+    results: &mut [Option<RunResult>],
+    stop: &AtomicBool,
+    observer: &mut dyn Observer,
+) -> Result<bool, BenchError> {
+    let spec = WorkloadSpec {
+        mix: Mix::only(row.class),
+        ..settings.workload.clone()
+    };
+    let run_settings = RunSettings {
+        mode: Mode::Closed {
+            depth: row.depth,
+            window: false,
+        },
+        connections: row.connections,
+        threads: 1,
+        client_cpus: settings.client_cpus.clone(),
+        warmup: settings.warmup,
+        duration: settings.duration,
+        spin: !settings.client_cpus.is_empty(),
+        ..RunSettings::default()
+    };
+    let mut order: Vec<usize> = (0..=servers.len()).collect();
+    if round % 2 == 1 {
+        order.reverse();
+    }
+    for position in order {
+        let server = &servers[position % servers.len()];
+        observer.step(&format!(
+            "{row}, round {} of {}: {}",
+            round + 1,
+            settings.rounds,
+            server.name()
+        ));
+        let mut progress = |progress| observer.progress(progress);
+        let context = RunContext {
+            probe: Some(server.probe() as &dyn Probe),
+            ..RunContext::plain(stop, &mut progress)
+        };
+        let mut result = run(server.connector(), &spec, &run_settings, context)?;
+        server.name().clone_into(&mut result.target);
+        let error = result.error.clone();
+        results[position] = Some(result);
+        if let Some(error) = error {
+            return Err(BenchError::Load(error));
+        }
+        if stop.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 #[cfg(test)]
@@ -472,6 +590,52 @@ mod tests {
         for text in ["", "get", "get:50", "get:0x1", "get:1x0", "cas:1x1", "x:1x1"] {
             assert!(text.parse::<Row>().is_err(), "{text}");
         }
+    }
+
+    fn run_of(rate_per_s: f64, misses: u64) -> RunResult {
+        let mut run = RunResult::empty("x", &WorkloadSpec::default(), &RunSettings::default());
+        (run.rate_per_s, run.misses) = (rate_per_s, misses);
+        run
+    }
+
+    #[test]
+    fn ratios_are_taken_within_a_round_and_noise_from_the_baseline_alone() {
+        let row = RowResult {
+            row: Row::SINGLE[0],
+            // The machine got twice as fast between the rounds; the ratio did not change.
+            rounds: vec![
+                vec![run_of(100.0, 0), run_of(50.0, 0), run_of(110.0, 0)],
+                vec![run_of(210.0, 0), run_of(100.0, 0), run_of(210.0, 0)],
+            ],
+        };
+        let ratio = row.ratio(1, Metric::Rate).unwrap();
+        assert_eq!((ratio.min, ratio.max), (2.1, 2.1));
+        assert!((row.noise(Metric::Rate).unwrap() - 0.1).abs() < 1e-9);
+        assert_eq!(row.ratio(1, Metric::ServerCpu), None);
+    }
+
+    #[test]
+    fn reads_that_found_nothing_are_remarked_on() {
+        let row = RowResult {
+            row: Row::SINGLE[0],
+            rounds: vec![vec![run_of(1.0, 0), run_of(1.0, 7), run_of(1.0, 0)]],
+        };
+        assert!(row.remarks(0, 1).is_empty());
+        assert!(row.remarks(1, 1)[0].contains("7 reads found nothing"));
+    }
+
+    #[test]
+    fn memory_is_spread_over_the_entries_that_are_there() {
+        let mut footprint = Footprint {
+            before_bytes: 100,
+            after_bytes: 1_100,
+            entries: 10,
+            found: None,
+        };
+        assert!((footprint.growth_per_entry() - 100.0).abs() < 1e-9);
+        footprint.found = Some(5);
+        assert!((footprint.growth_per_entry() - 200.0).abs() < 1e-9);
+        assert!((footprint.whole_per_entry() - 220.0).abs() < 1e-9);
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod engine;
 pub mod peers;
 pub mod report;
 pub mod result;
+pub mod scenario;
 pub mod schedule;
 pub mod sweep;
 pub mod system;

@@ -11,15 +11,17 @@ use generation_bench::BenchError;
 use generation_bench::cli::{
     self, CanonicalArgs, Cli, Command, CompareArgs, OutputArgs, RunArgs, Scenario, SweepArgs, TargetKind,
 };
-use generation_bench::compare::{self, CompareSettings, Observer, Row, RowResult};
+use generation_bench::compare::{self, CompareSettings, Comparison, Observer, Row, RowResult};
 use generation_bench::engine::{Mode, Progress, RunContext, RunSettings, run};
 use generation_bench::peers::{DevSettings, Kind, Server, generation_program};
 use generation_bench::report::{FORMAT, Report, diff as differences, hdr_log, html, table};
 use generation_bench::result::RunResult;
+use generation_bench::scenario::{self, ScenarioSettings, Watch};
 use generation_bench::schedule::Arrival;
 use generation_bench::sweep::{SweepSettings, Verdict, sweep};
 use generation_bench::system::{self, Environment, Probe, ProcessProbe};
 use generation_bench::target::Connector;
+use generation_bench::target::etcd::EtcdConnector;
 use generation_bench::target::generation::GenerationConnector;
 use generation_bench::target::memcached::MemcachedConnector;
 use generation_bench::target::resp::RespConnector;
@@ -68,8 +70,10 @@ fn connector(args: &cli::TargetArgs) -> Box<dyn Connector> {
         identity: args.cert.clone().zip(args.key.clone()),
         server_name: args.server_name.clone(),
     });
-    let addr = args.addr.clone();
+    let addrs = args.addrs();
+    let addr = addrs[0].clone();
     match args.target {
+        TargetKind::Etcd => Box::new(EtcdConnector { endpoints: addrs, tls }),
         TargetKind::Redis => Box::new(RespConnector {
             addr,
             tls,
@@ -126,8 +130,8 @@ impl Observer for Screen {
         self.bar.tick();
     }
 
-    fn row(&mut self, servers: &[String], row: &RowResult) {
-        self.bar.suspend(|| println!("{}", table::row(servers, row)));
+    fn row(&mut self, comparison: &Comparison, row: &RowResult) {
+        self.bar.suspend(|| println!("{}", table::row(comparison, row)));
     }
 }
 
@@ -188,10 +192,10 @@ fn measure(
     screen: &mut Screen,
 ) -> Result<RunResult, BenchError> {
     screen.step(&connector.name());
+    let mut progress = |progress| screen.progress(progress);
     let context = RunContext {
-        stop,
         probe,
-        progress: &mut |progress| screen.progress(progress),
+        ..RunContext::plain(stop, &mut progress)
     };
     let result = run(connector, spec, settings, context)?;
     screen.bar.finish_and_clear();
@@ -254,6 +258,7 @@ fn canonical(args: &CanonicalArgs, stop: &AtomicBool) -> Result<ExitCode, BenchE
     screen.step("starting generation");
     let server = Server::start_generation(&DevSettings {
         program: generation_program(args.generation_bin.as_deref())?,
+        nodes: 1,
         memory_mib: 1_024,
         cpus: server_cpus,
         arguments: Vec::new(),
@@ -371,32 +376,15 @@ fn disjoint_cpus(servers: &[usize], client: &[usize]) -> (Vec<usize>, Vec<usize>
     }
 }
 
-fn compare_all(args: &CompareArgs, stop: &AtomicBool) -> Result<ExitCode, BenchError> {
-    let environment = Environment::capture();
-    let (server_cpus, client_cpus) = disjoint_cpus(&args.server_cpus, &args.client_cpus);
-    let settings = CompareSettings {
-        rows: match args.scenario {
-            Scenario::Footprint => Vec::new(),
-            Scenario::Single if args.rows.is_empty() => Row::SINGLE.to_vec(),
-            Scenario::Single => args.rows.clone(),
-        },
-        rounds: args.rounds.max(1),
-        duration: cli::seconds(args.seconds),
-        warmup: cli::seconds(args.warmup),
-        workload: WorkloadSpec {
-            keys: args.keys,
-            value_size: args.value_size.clone(),
-            distribution: args.distribution.clone(),
-            ..WorkloadSpec::default()
-        },
-        client_cpus,
-        server_cpus: server_cpus.clone(),
+/// The kinds of peers that a comparison measures, each once.
+fn peers(args: &CompareArgs) -> Vec<Kind> {
+    let named = if args.peers.is_empty() {
+        args.scenario.default_peers()
+    } else {
+        args.peers.clone()
     };
-    settings.workload.validate()?;
-    let mut screen = Screen::new(args.output.quiet);
     let mut kinds: Vec<Kind> = Vec::new();
-    for kind in args
-        .peers
+    for kind in named
         .iter()
         .flat_map(|kind| kind.variants(args.scenario == Scenario::Single))
     {
@@ -404,19 +392,68 @@ fn compare_all(args: &CompareArgs, stop: &AtomicBool) -> Result<ExitCode, BenchE
             kinds.push(kind);
         }
     }
+    kinds
+}
+
+fn start_generation(args: &CompareArgs, cpus: &[usize]) -> Result<Server, BenchError> {
+    Ok(Server::start_generation(&DevSettings {
+        program: generation_program(args.generation_bin.as_deref())?,
+        nodes: args.scenario.nodes(),
+        memory_mib: args.memory,
+        cpus: cpus.to_vec(),
+        arguments: args.generation_args.clone(),
+    })?)
+}
+
+fn start_peer(args: &CompareArgs, kind: Kind, cpus: &[usize]) -> Result<Server, BenchError> {
+    Ok(if args.scenario.nodes() > 1 {
+        Server::start_replicated(kind, cpus)?
+    } else {
+        Server::start(kind, cpus, args.memory)?
+    })
+}
+
+fn compare_all(args: &CompareArgs, stop: &AtomicBool) -> Result<ExitCode, BenchError> {
+    let workload = WorkloadSpec {
+        keys: args.keys,
+        value_size: args.value_size.clone(),
+        distribution: args.distribution.clone(),
+        mix: args.mix,
+        ..WorkloadSpec::default()
+    };
+    workload.validate()?;
+    let kinds = peers(args);
+    Kind::check_installed(&kinds)?;
+    if matches!(args.scenario, Scenario::Snapshot | Scenario::Failover) {
+        return act_all(args, &workload, &kinds, stop);
+    }
+    let environment = Environment::capture();
+    let (server_cpus, client_cpus) = disjoint_cpus(&args.server_cpus, &args.client_cpus);
+    let rows = match args.scenario {
+        Scenario::Footprint => Vec::new(),
+        _ if !args.rows.is_empty() => args.rows.clone(),
+        Scenario::Replicated => Row::REPLICATED.to_vec(),
+        _ => Row::SINGLE.to_vec(),
+    };
+    let settings = CompareSettings {
+        rows,
+        rounds: args.rounds.max(1),
+        duration: cli::seconds(args.seconds.unwrap_or(args.scenario.default_seconds())),
+        warmup: cli::seconds(args.warmup),
+        workload,
+        client_cpus,
+        server_cpus: server_cpus.clone(),
+        read_back: args.scenario == Scenario::Footprint,
+    };
+    let mut screen = Screen::new(args.output.quiet);
     let mut servers = Vec::new();
     if !args.without_generation {
         screen.step("starting generation");
-        servers.push(Server::start_generation(&DevSettings {
-            program: generation_program(args.generation_bin.as_deref())?,
-            memory_mib: args.memory,
-            cpus: server_cpus.clone(),
-            arguments: args.generation_args.clone(),
-        })?);
+        servers.push(start_generation(args, &server_cpus)?);
     }
     for kind in kinds {
         screen.step(&format!("starting {}", kind.name()));
-        servers.push(Server::start(kind, &server_cpus, args.memory)?);
+        servers.push(start_peer(args, kind, &server_cpus)?);
     }
     let comparison = compare::compare(&servers, settings, environment, stop, &mut screen);
     screen.bar.finish_and_clear();
@@ -430,4 +467,100 @@ fn compare_all(args: &CompareArgs, stop: &AtomicBool) -> Result<ExitCode, BenchE
         &args.output,
     )?;
     Ok(ExitCode::from(code))
+}
+
+/// The scenarios in which something happens to the server: one server after the other, each alone on the machine.
+fn act_all(
+    args: &CompareArgs,
+    workload: &WorkloadSpec,
+    kinds: &[Kind],
+    stop: &AtomicBool,
+) -> Result<ExitCode, BenchError> {
+    let mut environment = Environment::capture();
+    let (server_cpus, client_cpus) = disjoint_cpus(&args.server_cpus, &args.client_cpus);
+    let settings = ScenarioSettings {
+        workload: workload.clone(),
+        rate_per_s: args.rate.unwrap_or(args.scenario.default_rate()),
+        connections: 8,
+        duration: cli::seconds(args.seconds.unwrap_or(args.scenario.default_seconds())),
+        warmup: cli::seconds(args.warmup),
+        client_cpus,
+    };
+    let mut screen = Screen::new(args.output.quiet);
+    let generation = (!args.without_generation).then_some(None);
+    let mut runs = Vec::new();
+    let mut failed = None;
+    for kind in generation.into_iter().chain(kinds.iter().copied().map(Some)) {
+        if stop.load(std::sync::atomic::Ordering::Relaxed) {
+            break;
+        }
+        match act(args, kind, &server_cpus, &settings, &mut environment, stop, &mut screen) {
+            Ok(result) => {
+                screen.bar.suspend(|| println!("{}", table::run(&result)));
+                runs.push(result);
+            }
+            // The servers before it are worth a report all the same.
+            Err(error) => {
+                failed = Some(error);
+                break;
+            }
+        }
+    }
+    screen.bar.finish_and_clear();
+    if !runs.is_empty() {
+        print!("{}", table::findings(&runs));
+        let report = Report::Runs {
+            format: FORMAT,
+            environment: Box::new(environment),
+            runs: runs.clone(),
+        };
+        write_report(&report, &args.output)?;
+    }
+    match failed {
+        Some(error) => Err(error),
+        None => Ok(runs
+            .iter()
+            .map(exit_code)
+            .find(|code| *code != ExitCode::SUCCESS)
+            .unwrap_or(ExitCode::SUCCESS)),
+    }
+}
+
+/// Starts one server (`None`: generation) and lets the scenario happen to it.
+fn act(
+    args: &CompareArgs,
+    kind: Option<Kind>,
+    cpus: &[usize],
+    settings: &ScenarioSettings,
+    environment: &mut Environment,
+    stop: &AtomicBool,
+    screen: &mut Screen,
+) -> Result<RunResult, BenchError> {
+    screen.step(&format!("starting {}", kind.map_or("generation", Kind::name)));
+    let server = match kind {
+        None => start_generation(args, cpus)?,
+        Some(kind) => start_peer(args, kind, cpus)?,
+    };
+    environment
+        .versions
+        .insert(server.name().to_owned(), server.version().to_owned());
+    if args.scenario == Scenario::Snapshot {
+        server.can_snapshot()?;
+        screen.step(&format!(
+            "loading {} keys into {}",
+            settings.workload.keys,
+            server.name()
+        ));
+        compare::load_keys(server.connector(), &settings.workload, &settings.client_cpus, stop)?;
+    }
+    screen.step(server.name());
+    let mut progress = |progress| screen.progress(progress);
+    let mut watch = Watch {
+        stop,
+        progress: &mut progress,
+    };
+    match args.scenario {
+        Scenario::Snapshot => scenario::snapshot(&server, settings, &mut watch),
+        _ => scenario::failover(&server, settings, &mut watch),
+    }
 }

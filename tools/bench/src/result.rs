@@ -10,7 +10,7 @@ use hdrhistogram::Histogram;
 use hdrhistogram::serialization::{Deserializer, Serializer, V2DeflateSerializer};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Counters, RunSettings};
+use crate::engine::{Counters, Ended, RunSettings};
 use crate::schedule::Lateness;
 use crate::workload::{Class, WorkloadSpec};
 
@@ -57,13 +57,56 @@ pub struct RunResult {
     pub server_cpu: Option<ServerCpu>,
     /// The generator's processor time, in microseconds an operation.
     pub client_cpu_us_per_operation: f64,
+    /// Share of the measured time in which the generator had something to do, 0 to 1. Near 1, rates and latencies are its own.
+    #[serde(default)]
+    pub client_busy: f64,
     /// The timeline.
     pub intervals: Vec<IntervalResult>,
     /// What happened meanwhile.
     pub events: Vec<Event>,
+    /// What a scenario concludes from the run.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
+    /// Every operation, where the run was asked to keep them; not part of reports.
+    #[serde(skip)]
+    pub ended: Vec<Ended>,
 }
 
+/// The generator is the bottleneck when it has something to do for a larger share of the time.
+const SATURATED: f64 = 0.95;
+
 impl RunResult {
+    /// A result of nothing, to be filled.
+    pub(crate) fn empty(target: &str, workload: &WorkloadSpec, settings: &RunSettings) -> Self {
+        Self {
+            target: target.to_owned(),
+            workload: workload.clone(),
+            settings: settings.clone(),
+            valid: true,
+            invalid: Vec::new(),
+            error: None,
+            interrupted: false,
+            measured_s: 0.0,
+            operations: 0,
+            rate_per_s: 0.0,
+            completed: 0,
+            failures: BTreeMap::new(),
+            unfinished: 0,
+            hits: 0,
+            misses: 0,
+            conflicts: 0,
+            lateness: Lateness::default(),
+            classes: Vec::new(),
+            server_cpu: None,
+            client_cpu_us_per_operation: 0.0,
+            client_busy: 0.0,
+            intervals: Vec::new(),
+            events: Vec::new(),
+            findings: Vec::new(),
+            ended: Vec::new(),
+        }
+    }
+
     /// Share of reads that found their key, if there were reads.
     pub fn hit_ratio(&self) -> Option<f64> {
         let reads = self.hits + self.misses;
@@ -73,6 +116,15 @@ impl RunResult {
     /// Failures of every kind.
     pub fn failed(&self) -> u64 {
         self.failures.values().sum()
+    }
+
+    /// Whether the generator was the bottleneck, not the server, which had `server_cpus` (0: unknown): then the rate is a lower bound
+    /// of the server's, and the latencies include the generator's own queue.
+    pub fn generator_bound(&self, server_cpus: usize) -> bool {
+        let saturated = self
+            .server_cpu
+            .is_some_and(|cpu| server_cpus > 0 && cpu.cores >= SATURATED * server_cpus as f64);
+        self.client_busy > SATURATED && !saturated
     }
 
     /// Latency of all classes together; in nanoseconds.
@@ -97,6 +149,42 @@ pub struct Event {
     pub at_s: f64,
     /// What happened.
     pub text: String,
+}
+
+/// One figure that a scenario draws from a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Finding {
+    /// What it is.
+    pub name: String,
+    /// The figure; times in microseconds, memory in bytes.
+    pub value: f64,
+    /// What the figure counts.
+    pub unit: Unit,
+}
+
+/// What a [`Finding`] counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// Microseconds.
+    Time,
+    /// Bytes.
+    Bytes,
+    /// Things.
+    Count,
+    /// One figure over another.
+    Ratio,
+}
+
+impl Finding {
+    /// A figure with its name.
+    pub fn new(name: impl Into<String>, value: f64, unit: Unit) -> Self {
+        Self {
+            name: name.into(),
+            value,
+            unit,
+        }
+    }
 }
 
 /// Processor time of the server's threads over the measured time.
@@ -220,6 +308,23 @@ impl IntervalResult {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_busy_generator_is_the_bottleneck_unless_the_server_is_busy_too() {
+        let mut result = RunResult::empty("x", &WorkloadSpec::default(), &RunSettings::default());
+        let cpu = |cores| {
+            Some(ServerCpu {
+                us_per_operation: 1.0,
+                cores,
+            })
+        };
+        for (busy, cores, bound) in [(0.5, 0.6, false), (0.99, 0.6, true), (0.99, 0.99, false)] {
+            (result.client_busy, result.server_cpu) = (busy, cpu(cores));
+            assert_eq!(result.generator_bound(1), bound, "client {busy}, server {cores}");
+        }
+        // Half of the two CPUs that the server has.
+        assert!(result.generator_bound(2));
+    }
 
     #[test]
     fn a_histogram_survives_its_text() {

@@ -86,12 +86,7 @@ pub fn sweep(
             mode,
             ..settings.clone()
         };
-        let context = RunContext {
-            stop,
-            probe: None,
-            progress: &mut *progress,
-        };
-        let result = run(connector, spec, &settings, context)?;
+        let result = run(connector, spec, &settings, RunContext::plain(stop, &mut *progress))?;
         let verdict = sweep.judge(&result);
         let over = result.error.is_some() || stop.load(Ordering::Relaxed);
         each(&result, verdict);

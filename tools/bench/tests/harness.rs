@@ -13,6 +13,7 @@ use generation_bench::report::{FORMAT, Report};
 use generation_bench::result::RunResult;
 use generation_bench::schedule::Arrival;
 use generation_bench::system::Environment;
+use generation_bench::target::etcd::EtcdConnector;
 use generation_bench::target::memcached::MemcachedConnector;
 use generation_bench::target::resp::RespConnector;
 use generation_bench::target::tls::TlsFiles;
@@ -79,16 +80,7 @@ fn measure(connector: &dyn Connector, settings: &RunSettings) -> Result<RunResul
         ..WorkloadSpec::default()
     };
     let stop = AtomicBool::new(false);
-    run(
-        connector,
-        &spec,
-        settings,
-        RunContext {
-            stop: &stop,
-            probe: None,
-            progress: &mut |_| {},
-        },
-    )
+    run(connector, &spec, settings, RunContext::plain(&stop, &mut |_| {}))
 }
 
 const STALL: Duration = Duration::from_millis(500);
@@ -316,12 +308,13 @@ fn a_stop_ends_the_run_and_keeps_its_figures() {
         },
         Duration::from_mins(10),
     );
-    let context = RunContext {
-        stop: &stop,
-        probe: None,
-        progress: &mut |_| {},
-    };
-    let result = run(&connector(addr), &spec, &settings, context).unwrap();
+    let result = run(
+        &connector(addr),
+        &spec,
+        &settings,
+        RunContext::plain(&stop, &mut |_| {}),
+    )
+    .unwrap();
     assert!(result.interrupted && result.error.is_none());
     assert_eq!((result.failed(), result.unfinished), (0, 0));
     assert!(result.completed >= 999, "{}", result.completed);
@@ -423,6 +416,122 @@ fn tls_server(certificates: &Certificates) -> SocketAddr {
         }
     });
     addr
+}
+
+/// Answers every call of an etcd client with an entry, and closes the connection after `calls` of them.
+fn fake_etcd(calls: usize) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let stream = listener.accept().unwrap().0;
+            stream.set_nonblocking(true).unwrap();
+            let stream = tokio::net::TcpStream::from_std(stream).unwrap();
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            for _ in 0..calls {
+                let Some(Ok((request, mut respond))) = connection.accept().await else {
+                    return;
+                };
+                // A status tells which member leads; a range brings kvs { mod_revision: 9 }.
+                let message: &[u8] = if request.uri().path().ends_with("/Range") {
+                    b"\0\0\0\0\x04\x12\x02\x18\x09"
+                } else {
+                    b"\0\0\0\0\0"
+                };
+                let mut body = respond.send_response(http::Response::new(()), false).unwrap();
+                body.send_data(bytes::Bytes::from_static(message), false).unwrap();
+                let mut trailers = http::HeaderMap::new();
+                trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+                body.send_trailers(trailers).unwrap();
+            }
+        });
+    });
+    addr
+}
+
+#[test]
+fn an_etcd_that_goes_away_leaves_what_was_measured() {
+    let addr = fake_etcd(2_000);
+    let target = EtcdConnector {
+        endpoints: vec![addr.to_string()],
+        tls: None,
+    };
+    let mode = Mode::Closed {
+        depth: 32,
+        window: true,
+    };
+    let result = measure(&target, &settings(mode, Duration::from_mins(1))).unwrap();
+    let error = result.error.as_ref().expect("an error");
+    assert!(
+        error.contains("lost etcd") && error.contains(&addr.to_string()),
+        "{error}"
+    );
+    // One of the calls was the status at the beginning, and the last replies go down with the connection.
+    assert!((1_500..=1_999).contains(&result.completed), "{}", result.completed);
+    assert_eq!((result.hits, result.misses), (result.completed, 0));
+}
+
+#[test]
+fn whoever_answers_http_but_is_no_etcd_is_told_apart() {
+    let addr = fake_redis(|_| true);
+    let target = EtcdConnector {
+        endpoints: vec![addr.to_string()],
+        tls: None,
+    };
+    let mode = Mode::Closed {
+        depth: 1,
+        window: false,
+    };
+    let error = measure(&target, &settings(mode, Duration::from_secs(1))).unwrap_err();
+    assert!(error.to_string().contains("etcd"), "{error}");
+}
+
+#[test]
+fn a_script_acts_during_the_run_and_its_notes_are_in_the_result() {
+    let addr = fake_redis(|_| true);
+    let mode = Mode::Open {
+        rate_per_s: 500.0,
+        arrival: Arrival::Constant,
+    };
+    let stop = AtomicBool::new(false);
+    let mut progress = |_| {};
+    let context = RunContext {
+        script: Some(Box::new(|notes| {
+            if notes.wait_until(0.1) {
+                notes.note("half way");
+            }
+        })),
+        keep_operations: true,
+        ..RunContext::plain(&stop, &mut progress)
+    };
+    let spec = WorkloadSpec {
+        keys: 1_000,
+        ..WorkloadSpec::default()
+    };
+    let result = run(
+        &connector(addr),
+        &spec,
+        &settings(mode, Duration::from_millis(200)),
+        context,
+    )
+    .unwrap();
+    assert_eq!(result.events.len(), 1);
+    assert_eq!(result.events[0].text, "half way");
+    assert!(result.events[0].at_s >= 0.1, "{:?}", result.events);
+    assert_eq!(result.ended.len() as u64, result.completed);
+    assert!(result.ended.iter().all(|operation| operation.failure.is_none()));
+    // The page draws the event's line and its label.
+    let report = Report::Runs {
+        format: FORMAT,
+        environment: Box::new(Environment::capture()),
+        runs: vec![result],
+    };
+    let page = generation_bench::report::html::render(&report).unwrap();
+    assert_eq!(page.matches("half way").count(), 2, "one label in each chart");
 }
 
 #[test]

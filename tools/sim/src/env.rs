@@ -28,14 +28,13 @@ pub struct SimEnv {
     pub(crate) core: CoreId,
 }
 
-impl SimEnv {
-    /// The core's directory on its node's disk.
-    pub fn disk(&self) -> SimDisk {
+impl Env for SimEnv {
+    type Disk = SimDisk;
+
+    fn disk(&self) -> SimDisk {
         SimDisk::new(&self.world, self.node, &format!("core-{}", self.core))
     }
-}
 
-impl Env for SimEnv {
     fn core(&self) -> CoreId {
         self.core
     }

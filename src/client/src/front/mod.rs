@@ -19,3 +19,4 @@ pub use config::{ClientConfig, ConfigError, Credential};
 pub use multi::{Item, MultiDelete, MultiGet, MultiPut, PutItem};
 pub use ops::{Delete, Get, Incr, Put, Touch};
 pub use scan::{Cursor, ParseCursorError, Scan, ScanPage, ScanStream};
+pub use tls::Refused;

@@ -13,6 +13,7 @@ use bytes::BytesMut;
 use generation_proto::reply::HelloReply;
 use generation_proto::request::Hello;
 use generation_proto::{Decoder, Limits, Operation, Reply, Request, RequestOptions, Side, Status, close_code};
+use quinn::congestion::CubicConfig;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionId, Endpoint, EndpointConfig, MtuDiscoveryConfig, TokioRuntime, TransportConfig, VarInt};
 use rustc_hash::FxHashMap;
@@ -41,6 +42,10 @@ const INITIAL_RTT: Duration = Duration::from_millis(100);
 /// Largest UDP payload that is probed for and accepted. Loopback and jumbo networks carry far more than 1,500 bytes, and a
 /// packet costs what it costs whatever its size.
 const MAX_UDP_PAYLOAD: u16 = 16_384;
+/// Largest payload probed for on a path to another machine: what Ethernet carries.
+const PROBED_UDP_PAYLOAD: u16 = 1_452;
+/// Initial congestion window in packets (RFC 9002, section 7.2).
+const INITIAL_WINDOW_PACKETS: u64 = 10;
 /// The name in TLS's server name indication. Nodes are known by their certificates' URI, so it carries no meaning.
 const SERVER_NAME: &str = "generation";
 
@@ -289,7 +294,7 @@ impl Pool {
         refused: &Refused,
     ) -> Result<Arc<Connection>, ConnectError> {
         let failed = |error: quinn::ConnectionError| explain(peer, &error);
-        let config = self.quic_config(key.core, node, refused.clone())?;
+        let config = self.quic_config(key, node, refused.clone())?;
         let connecting = self
             .endpoint(key)
             .map_err(|error| ConnectError::Unreachable {
@@ -402,16 +407,16 @@ impl Pool {
         })
     }
 
-    fn quic_config(&self, core: u16, node: Option<u64>, refused: Refused) -> Result<quinn::ClientConfig, ConnectError> {
+    fn quic_config(&self, key: Key, node: Option<u64>, refused: Refused) -> Result<quinn::ClientConfig, ConnectError> {
         let tls = self.identity.tls(node, refused)?;
         let tls = QuicClientConfig::try_from(tls).map_err(|error| ConnectError::Config(error.to_string()))?;
         let mut cid = [0; CID_LEN];
         self.identity.random(&mut cid)?;
         // Byte 0 modulo the node's cores is the core; a node of more than 256 cores has none beyond reach of its neighbours.
-        cid[0] = core as u8;
+        cid[0] = key.core as u8;
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
         config.initial_dst_cid_provider(Arc::new(move || ConnectionId::new(&cid)));
-        config.transport_config(Arc::new(transport()));
+        config.transport_config(Arc::new(transport(key.addr.ip().is_loopback())));
         Ok(config)
     }
 
@@ -443,10 +448,21 @@ enum Found {
     Connecting(watch::Receiver<Outcome>),
 }
 
-fn transport() -> TransportConfig {
+fn transport(loopback: bool) -> TransportConfig {
     let mut probing = MtuDiscoveryConfig::default();
-    probing.upper_bound(MAX_UDP_PAYLOAD);
     let mut transport = TransportConfig::default();
+    if loopback {
+        // There is no path to probe, and probes are padding, which is slow to read. Discovery stays on for its other half: an
+        // address of this machine may be forwarded to one that carries less, and that shows as a black hole.
+        let mut congestion = CubicConfig::default();
+        congestion.initial_window(INITIAL_WINDOW_PACKETS * u64::from(MAX_UDP_PAYLOAD));
+        transport
+            .initial_mtu(MAX_UDP_PAYLOAD)
+            .congestion_controller_factory(Arc::new(congestion));
+        probing.upper_bound(MAX_UDP_PAYLOAD);
+    } else {
+        probing.upper_bound(PROBED_UDP_PAYLOAD);
+    }
     transport
         .mtu_discovery_config(Some(probing))
         .initial_rtt(INITIAL_RTT)

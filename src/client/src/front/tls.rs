@@ -16,7 +16,7 @@ use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureSc
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use super::config::Credential;
+use super::config::{ClientConfig, Credential};
 use crate::core::error::ConnectError;
 
 /// What a client shows and whom it trusts; read once, when the client connects.
@@ -106,8 +106,23 @@ impl Identity {
     }
 }
 
+impl ClientConfig {
+    /// The TLS configuration that the client itself uses, for programs that drive QUIC with a loop of their own: any node of the
+    /// cluster is accepted, nobody else. Why a node was refused is left in the second part.
+    ///
+    /// # Errors
+    /// [`ConnectError::Config`] when a file that the configuration names is missing or not what it should be.
+    pub fn tls(&self) -> Result<(rustls::ClientConfig, Refused), ConnectError> {
+        let file = |path: &std::path::PathBuf| Credential::File(path.clone());
+        let (ca, certificate, key) = (file(&self.ca), file(&self.certificate), file(&self.key));
+        let refused = Refused::default();
+        let tls = Identity::load(&self.cluster, &ca, Some(&certificate), Some(&key))?.tls(None, refused.clone())?;
+        Ok((tls, refused))
+    }
+}
+
 /// Where the verifier leaves its reason: TLS itself carries an alert number and no more.
-pub(crate) type Refused = Arc<Mutex<Option<String>>>;
+pub type Refused = Arc<Mutex<Option<String>>>;
 
 #[derive(Debug)]
 struct NodeVerifier {

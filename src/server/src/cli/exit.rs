@@ -41,6 +41,24 @@ impl Exit {
     }
 }
 
+impl Exit {
+    /// The exit of a process of this program, by its code.
+    pub fn from_code(code: i32) -> Option<Self> {
+        [
+            Self::Ok,
+            Self::Rejected,
+            Self::Usage,
+            Self::NotFound,
+            Self::ConditionFailed,
+            Self::Unavailable,
+            Self::InDoubt,
+            Self::Corruption,
+        ]
+        .into_iter()
+        .find(|exit| *exit as i32 == code)
+    }
+}
+
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
         Self::from(exit as u8)

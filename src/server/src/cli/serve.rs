@@ -3,12 +3,13 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 
 use super::{Exit, Failure, Globals, running};
 use crate::config::{self, Config};
-use crate::node::NodeError;
+use crate::node::{DataDirectory, DirectoryError, NodeError};
 use crate::{logging, preflight};
 
 /// Options of `generation serve`. Those that are also keys of the configuration file win over it.
@@ -52,6 +53,9 @@ pub struct Args {
     /// What is logged, such as `info` or `info,generation_node=debug`.
     #[arg(long, value_name = "FILTER", env = "GENERATION_LOG")]
     log: Option<String>,
+    /// Die with the process of this id, which must be the parent.
+    #[arg(long, value_name = "PID", hide = true)]
+    exit_with_parent: Option<u32>,
 }
 
 /// Runs `generation serve`.
@@ -78,9 +82,14 @@ pub fn run(args: &Args, globals: &Globals) -> Result<Exit, Failure> {
             format!("{}: good, for {}\n", path.display(), material.identity)
         });
     }
+    let directory = args.exit_with_parent.map(|parent| {
+        exit_with_parent(parent)?;
+        directory_of_a_dead_node(&config)
+    });
+    let directory = directory.transpose()?;
     logging::start(&config.log).map_err(Failure::usage)?;
     let json = globals.json;
-    running::run(&config, None, |node| {
+    running::run(&config, directory, |node| {
         if json {
             let (id, address) = (node.id(), node.address.to_string());
             let nodes = [serde_json::json!({ "id": id, "addr": address, "pid": std::process::id() })];
@@ -88,6 +97,31 @@ pub fn run(args: &Args, globals: &Globals) -> Result<Exit, Failure> {
         }
         Ok(())
     })
+}
+
+/// Has the kernel kill this process when its parent ends.
+fn exit_with_parent(parent: u32) -> Result<(), Failure> {
+    let failed = |error: &dyn std::fmt::Display| Failure::new(Exit::Rejected, format!("--exit-with-parent: {error}"));
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+        .map_err(|error| failed(&error))?;
+    // It may have ended before it was watched; then somebody else is the parent by now.
+    if std::os::unix::process::parent_id() != parent {
+        return Err(failed(&format!("the process {parent} is not the parent of this one")));
+    }
+    Ok(())
+}
+
+/// Takes the data directory, from a node that has been killed with its parent if need be: its end can take a moment.
+fn directory_of_a_dead_node(config: &Config) -> Result<DataDirectory, Failure> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    const STEP: Duration = Duration::from_millis(10);
+    let start = Instant::now();
+    loop {
+        match DataDirectory::open(&config.data_dir) {
+            Err(DirectoryError::Held { .. }) if start.elapsed() < PATIENCE => std::thread::sleep(STEP),
+            result => return result.map_err(|error| NodeError::from(error).into()),
+        }
+    }
 }
 
 fn override_with(config: &mut Config, args: &Args) {

@@ -16,6 +16,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "data_dir",
             "cores",
             "pin",
+            "cpus",
             "shards",
             "tls",
             "memory",

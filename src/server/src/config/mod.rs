@@ -31,6 +31,8 @@ pub struct Config {
     pub cores: Option<u16>,
     /// Whether threads are bound to processors.
     pub pin: bool,
+    /// Which processors they are bound to, by number; `None` = the first the process may run on.
+    pub cpus: Option<Vec<usize>>,
     /// Number of shards.
     pub shards: u16,
     /// `[tls]`.
@@ -133,6 +135,7 @@ impl Default for Config {
             data_dir: "generation-data".into(),
             cores: None,
             pin: true,
+            cpus: None,
             shards: 16,
             tls: Tls::default(),
             memory: Memory::default(),
@@ -273,6 +276,15 @@ impl Config {
                 "cores",
                 "must be 1 to 256; leave it out to use all the machine has".into(),
             );
+        }
+        if let Some(cpus) = &self.cpus {
+            let distinct: std::collections::BTreeSet<usize> = cpus.iter().copied().collect();
+            if !self.pin || distinct.len() != cpus.len() || self.cores.map(usize::from) != Some(cpus.len()) {
+                return wrong(
+                    "cpus",
+                    "must name a processor of its own for each of `cores`, and needs `pin = true`".into(),
+                );
+            }
         }
         if !self.shards.is_power_of_two() || usize::from(self.shards) > generation_proto::limits::MAX_SHARDS {
             let (shards, limit) = (self.shards, generation_proto::limits::MAX_SHARDS);
@@ -438,6 +450,10 @@ mod tests {
         for (text, key) in [
             ("cores = 0", "cores"),
             ("cores = 257", "cores"),
+            ("cpus = [0, 1]", "cpus"),
+            ("cores = 2\ncpus = [0]", "cpus"),
+            ("cores = 2\ncpus = [1, 1]", "cpus"),
+            ("cores = 1\npin = false\ncpus = [0]", "cpus"),
             ("shards = 0", "shards"),
             ("shards = 12", "shards"),
             ("shards = 8192", "shards"),

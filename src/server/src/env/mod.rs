@@ -17,6 +17,7 @@
 //! sends the core through the reactor every [`REACTOR_INTERVAL`] by way of an operation that completes at once. As a second line, a
 //! timer of [`WATCHDOG`] is armed while the reactor sleeps with tasks under way.
 
+mod disk;
 mod mesh;
 mod spin;
 mod wake;
@@ -26,6 +27,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::net::UdpSocket;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -39,6 +41,7 @@ use glommio::io::PollableFd;
 use glommio::timer::Timer;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 
+pub use disk::{GlommioDisk, GlommioFile};
 pub use mesh::{MeshEnd, mesh};
 pub use wake::Bell;
 
@@ -90,6 +93,8 @@ pub struct CoreParts {
     pub mesh: MeshEnd<MeshMessage>,
     /// What it shares with the others.
     pub shared: Arc<Shared>,
+    /// Its own directory.
+    pub directory: PathBuf,
 }
 
 /// One core's world. A handle: clones are the same core.
@@ -103,6 +108,7 @@ struct Core {
     socket: CoreSocket,
     mesh: MeshEnd<MeshMessage>,
     shared: Arc<Shared>,
+    disk: GlommioDisk,
     /// Spawned tasks and sleepers that have not ended: as long as there are any, the reactor must run.
     under_way: Cell<usize>,
     /// Whether the request to stop was reported; before that it ends every park.
@@ -143,6 +149,7 @@ impl GlommioEnv {
                 socket,
                 mesh: parts.mesh,
                 shared: parts.shared,
+                disk: GlommioDisk::new(parts.directory)?,
                 under_way: Cell::new(0),
                 stop_seen: Cell::new(false),
                 arrivals: Cell::new(0),
@@ -177,6 +184,12 @@ impl Drop for UnderWay {
 }
 
 impl Env for GlommioEnv {
+    type Disk = GlommioDisk;
+
+    fn disk(&self) -> GlommioDisk {
+        self.core.disk.clone()
+    }
+
     fn core(&self) -> CoreId {
         self.core.id
     }

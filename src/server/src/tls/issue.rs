@@ -118,6 +118,11 @@ impl Authority {
         &self.cluster
     }
 
+    /// Whether what it signs is still good at `time`.
+    pub fn is_valid_at(&self, time: SystemTime) -> bool {
+        unix_s(time) < self.not_after_unix_s
+    }
+
     /// The authority's certificate, PEM: what everybody in the cluster trusts.
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem

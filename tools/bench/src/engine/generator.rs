@@ -11,6 +11,7 @@ use std::time::Duration;
 use slab::Slab;
 
 use super::record::{Classes, Counters, Recorder};
+use super::script::Ended;
 use super::{Mode, RunSettings};
 use crate::clock::{Clock, duration_ns};
 use crate::schedule::{Lateness, Schedule};
@@ -42,6 +43,10 @@ pub(super) struct ThreadResult {
     pub(super) unfinished: u64,
     /// Processor time of this thread over the measured time, in nanoseconds.
     pub(super) client_cpu_ns: u64,
+    /// Measured time in which this thread had nothing to send and nothing to receive, in nanoseconds.
+    pub(super) idle_ns: u64,
+    /// Every operation, where the run keeps them.
+    pub(super) ended: Vec<Ended>,
     /// The server's processor time at start and end of the measured time.
     pub(super) server_cpu: Option<(CpuSample, CpuSample)>,
     pub(super) error: Option<TargetError>,
@@ -74,6 +79,10 @@ pub(super) struct Generator<'a> {
     unfinished: u64,
     next_interval: u64,
     in_window: u64,
+    /// When the loop last came round, and the time of the rounds that did nothing.
+    round_ns: u64,
+    idle_ns: u64,
+    ended: Option<Vec<Ended>>,
     cpu_start_ns: u64,
     client_cpu_ns: u64,
     server_start: Option<CpuSample>,
@@ -98,6 +107,8 @@ pub(super) struct GeneratorParts<'a> {
     pub(super) stop: &'a AtomicBool,
     pub(super) probe: Option<&'a dyn Probe>,
     pub(super) recorder: Recorder,
+    /// Whether to keep every operation.
+    pub(super) keep: bool,
 }
 
 impl<'a> Generator<'a> {
@@ -112,6 +123,7 @@ impl<'a> Generator<'a> {
             stop,
             probe,
             recorder,
+            keep,
         } = parts;
         let max_value = if trace.is_some() {
             crate::workload::MAX_VALUE_BYTES
@@ -140,6 +152,9 @@ impl<'a> Generator<'a> {
             unfinished: 0,
             next_interval: 0,
             in_window: 0,
+            round_ns: 0,
+            idle_ns: 0,
+            ended: keep.then(Vec::new),
             cpu_start_ns: 0,
             client_cpu_ns: 0,
             server_start: None,
@@ -192,6 +207,7 @@ impl<'a> Generator<'a> {
         }
         let left: Vec<_> = self.in_flight.drain().collect();
         for operation in left {
+            self.keep(&operation, now_ns, Outcome::Failed(failure));
             self.unanswered(
                 operation.operation.class,
                 operation.intended_ns,
@@ -211,6 +227,8 @@ impl<'a> Generator<'a> {
             in_window: self.in_window,
             unfinished: self.unfinished,
             client_cpu_ns: self.client_cpu_ns,
+            idle_ns: self.idle_ns,
+            ended: self.ended.unwrap_or_default(),
             server_cpu: self.server_cpu,
             error,
             interrupted,
@@ -233,6 +251,7 @@ impl<'a> Generator<'a> {
         let max_in_flight = self.settings.max_in_flight;
         let mut connection = 0;
         let mut held_before_ns = 0;
+        let mut idle = false;
         loop {
             let mut now_ns = self.clock.now_ns();
             if self.advance_phase(now_ns) == Phase::Drain {
@@ -241,6 +260,8 @@ impl<'a> Generator<'a> {
             if self.stop.load(Ordering::Relaxed) {
                 return Ok(true);
             }
+            self.round(now_ns, idle);
+            idle = schedule.peek_ns() > now_ns;
             while schedule.peek_ns() <= now_ns {
                 if self.in_flight.len() >= max_in_flight {
                     // Whatever is due before a place is free again waits for the target, not for us.
@@ -263,7 +284,7 @@ impl<'a> Generator<'a> {
             }
             self.target.flush()?;
             let wait = self.wait_before(schedule.peek_ns(), now_ns);
-            self.receive(wait)?;
+            idle &= !self.receive(wait)?;
         }
         // What was due before the end and is late only because this thread overslept goes out now.
         while schedule.peek_ns() < self.measured_ns.1 && self.in_flight.len() < max_in_flight {
@@ -317,8 +338,9 @@ impl<'a> Generator<'a> {
                 Duration::from_millis(10)
             };
             freed.clear();
-            self.receive_into(wait, window.then_some(depth), &mut freed)?;
+            let idle = !self.receive_into(wait, window.then_some(depth), &mut freed)?;
             let now_ns = self.clock.now_ns();
+            self.round(now_ns, idle);
             let spent = self.budget == Some(0) && self.in_flight.is_empty();
             if self.advance_phase(now_ns) == Phase::Drain || spent {
                 break;
@@ -418,17 +440,31 @@ impl<'a> Generator<'a> {
         self.target.submit(connection, token, &request)
     }
 
-    fn receive(&mut self, wait: Duration) -> Result<(), TargetError> {
+    /// Notes that the loop came round; `idle` when there was nothing to send and nothing had arrived.
+    #[inline]
+    fn round(&mut self, now_ns: u64, idle: bool) {
+        if idle && self.phase == Phase::Measure {
+            self.idle_ns += now_ns - self.round_ns.max(self.measured_ns.0).min(now_ns);
+        }
+        self.round_ns = now_ns;
+    }
+
+    /// Polls once and accounts what came back; returns whether anything did.
+    fn receive(&mut self, wait: Duration) -> Result<bool, TargetError> {
         let mut freed = Vec::new();
         self.receive_into(wait, Some(0), &mut freed)
     }
 
-    /// Polls once and accounts what came back; `freed` gets the connections to fill again: those below
-    /// `Some(depth)`, or the empty ones when `None`.
-    fn receive_into(&mut self, wait: Duration, depth: Option<u32>, freed: &mut Vec<usize>) -> Result<(), TargetError> {
+    /// As [`Self::receive`]; `freed` gets the connections to fill again: those below `Some(depth)`, or the empty ones when `None`.
+    fn receive_into(
+        &mut self,
+        wait: Duration,
+        depth: Option<u32>,
+        freed: &mut Vec<usize>,
+    ) -> Result<bool, TargetError> {
         self.target.poll(wait, &mut self.completions)?;
         if self.completions.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let now_ns = self.clock.now_ns();
         let mut completions = std::mem::take(&mut self.completions);
@@ -444,7 +480,28 @@ impl<'a> Generator<'a> {
             }
         }
         self.completions = completions;
-        Ok(())
+        Ok(true)
+    }
+
+    /// Keeps one operation, where the run does.
+    #[inline]
+    fn keep(&mut self, operation: &InFlight, now_ns: u64, outcome: Outcome) {
+        let start_ns = self.measured_ns.0;
+        if let Some(ended) = &mut self.ended
+            && self.phase != Phase::WarmUp
+            && operation.intended_ns >= start_ns
+        {
+            ended.push(Ended {
+                class: operation.operation.class,
+                key: operation.operation.key,
+                intended_ns: operation.intended_ns - start_ns,
+                ended_ns: now_ns.saturating_sub(start_ns),
+                failure: match outcome {
+                    Outcome::Failed(failure) => Some(failure),
+                    _ => None,
+                },
+            });
+        }
     }
 
     /// Records the end of an operation; returns what must follow it: a refill, or the write of a
@@ -459,6 +516,7 @@ impl<'a> Generator<'a> {
         {
             return Some((operation, Some(version)));
         }
+        self.keep(&operation, now_ns, completion.outcome);
         if self.phase != Phase::WarmUp {
             if self.phase == Phase::Measure {
                 self.in_window += 1;

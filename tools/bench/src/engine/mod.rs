@@ -6,6 +6,7 @@
 
 mod generator;
 mod record;
+mod script;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
@@ -16,6 +17,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 pub use record::{Counters, MAX_LATENCY_NS, merge_histogram, new_histogram};
+pub use script::{Ended, Notes, Script};
 
 use crate::clock::Clock;
 use crate::result::{ClassResult, IntervalResult, RunResult, ServerCpu};
@@ -162,6 +164,23 @@ pub struct RunContext<'a> {
     pub probe: Option<&'a dyn Probe>,
     /// Called once an interval.
     pub progress: &'a mut dyn FnMut(Progress),
+    /// What is done to the target meanwhile.
+    pub script: Option<Script<'a>>,
+    /// Whether to keep every operation, for who must know what became of each (24 bytes or so an operation).
+    pub keep_operations: bool,
+}
+
+impl<'a> RunContext<'a> {
+    /// A run to which nothing is done.
+    pub fn plain(stop: &'a AtomicBool, progress: &'a mut dyn FnMut(Progress)) -> Self {
+        Self {
+            stop,
+            probe: None,
+            progress,
+            script: None,
+            keep_operations: false,
+        }
+    }
 }
 
 /// Runs a workload against a target.
@@ -178,7 +197,13 @@ pub fn run(
     spec.validate()?;
     settings.validate().map_err(crate::BenchError::Settings)?;
     let trace = spec.load_trace()?;
-    let RunContext { stop, probe, progress } = context;
+    let RunContext {
+        stop,
+        probe,
+        progress,
+        script,
+        keep_operations: keep,
+    } = context;
     // Every thread connects before any of them starts its clock.
     let mut targets = Vec::new();
     for thread in 0..settings.threads {
@@ -190,7 +215,12 @@ pub fn run(
     let clock = Clock::start();
     let mut timeline = Timeline::new(settings);
     let mut results: Vec<ThreadResult> = Vec::new();
+    let notes = Notes::new(clock, settings.warmup, stop);
     std::thread::scope(|scope| {
+        if let Some(script) = script {
+            let notes = &notes;
+            scope.spawn(move || script(notes));
+        }
         let mut handles = Vec::new();
         let mut returns: Vec<Sender<Histogram<u64>>> = Vec::new();
         for (thread, target) in targets.into_iter().enumerate() {
@@ -217,20 +247,25 @@ pub fn run(
                     stop,
                     probe,
                     recorder,
+                    keep,
                 };
                 Generator::new(parts).run(thread)
             }));
         }
         drop(outlet);
         timeline.monitor(&intervals, &returns, progress);
-        for handle in handles {
-            match handle.join() {
+        let ended: Vec<_> = handles.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+        notes.end();
+        for result in ended {
+            match result {
                 Ok(result) => results.push(result),
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
     });
-    Ok(merge(connector.name(), spec, settings, results, timeline))
+    let mut result = merge(&connector.name(), spec, settings, results, timeline);
+    result.events = notes.into_events();
+    Ok(result)
 }
 
 /// The intervals of all threads, merged.
@@ -310,7 +345,7 @@ impl Timeline {
 
 /// Merges what the threads bring back.
 fn merge(
-    target: String,
+    target: &str,
     spec: &WorkloadSpec,
     settings: &RunSettings,
     threads: Vec<ThreadResult>,
@@ -321,6 +356,7 @@ fn merge(
     let mut lateness = Lateness::default();
     let (mut rate_per_s, mut in_window, mut unfinished, mut client_cpu_ns) = (0.0, 0, 0, 0);
     let (mut measured_s, mut server, mut error, mut interrupted) = (0.0_f64, None, None, false);
+    let (mut idle_ns, mut generating_s, mut ended) = (0, 0.0, Vec::new());
     for thread in threads {
         let window_s = (thread.measured_ns.1 - thread.measured_ns.0) as f64 / 1e9;
         measured_s = measured_s.max(window_s);
@@ -330,6 +366,9 @@ fn merge(
         in_window += thread.in_window;
         unfinished += thread.unfinished;
         client_cpu_ns += thread.client_cpu_ns;
+        idle_ns += thread.idle_ns;
+        generating_s += window_s;
+        ended.extend(thread.ended);
         lateness.merge(&thread.lateness);
         server = server.or(thread.server_cpu);
         interrupted |= thread.interrupted;
@@ -349,6 +388,12 @@ fn merge(
     if measured_s == 0.0 {
         invalid.push("nothing was measured: the run ended during its warm-up".to_owned());
     }
+    // A thread that polls without pause always uses its whole core: only the rounds in which it found nothing to do tell.
+    let busy_s = if settings.spin {
+        generating_s - idle_ns as f64 / 1e9
+    } else {
+        client_cpu_ns as f64 / 1e9
+    };
     let per_operation = |ns: u64| {
         if in_window == 0 {
             0.0
@@ -357,9 +402,6 @@ fn merge(
         }
     };
     RunResult {
-        target,
-        workload: spec.clone(),
-        settings: settings.clone(),
         valid: invalid.is_empty() && error.is_none(),
         invalid,
         error: error.as_ref().map(TargetError::to_string),
@@ -394,7 +436,13 @@ fn merge(
             }
         }),
         client_cpu_us_per_operation: per_operation(client_cpu_ns),
+        client_busy: if generating_s > 0.0 {
+            (busy_s / generating_s).clamp(0.0, 1.0)
+        } else {
+            0.0
+        },
         intervals: timeline.done,
-        events: Vec::new(),
+        ended,
+        ..RunResult::empty(target, spec, settings)
     }
 }

@@ -1,13 +1,14 @@
 //! `generation dev` as a server of a comparison.
 
 use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 
 use serde::Deserialize;
 
-use super::{PeerError, START_TIMEOUT, Server, free_port, supervised, version};
+use super::{Control, Node, PeerError, START_TIMEOUT, Server, free_port, supervised, version};
 use crate::system::ProcessProbe;
 use crate::target::generation::GenerationConnector;
 
@@ -16,9 +17,12 @@ use crate::target::generation::GenerationConnector;
 pub struct DevSettings {
     /// The `generation` program.
     pub program: PathBuf,
-    /// Memory of the store, in MiB.
+    /// Nodes; each is a process.
+    pub nodes: usize,
+    /// Memory of the store of each node, in MiB.
     pub memory_mib: u64,
-    /// CPUs it may use; one core each. Empty: one core, not pinned.
+    /// CPUs it may use. A lone node serves with one core on each; nodes of a cluster have one core each and share them. Empty: one
+    /// core, not pinned.
     pub cpus: Vec<usize>,
     /// Further arguments of `generation dev`.
     pub arguments: Vec<String>,
@@ -33,6 +37,7 @@ struct Ready {
 
 #[derive(Debug, Deserialize)]
 struct ReadyNode {
+    addr: SocketAddr,
     pid: u32,
 }
 
@@ -40,10 +45,14 @@ impl Server {
     /// Starts `generation dev` and waits for its ready line.
     pub fn start_generation(settings: &DevSettings) -> Result<Self, PeerError> {
         let directory = tempfile::tempdir().map_err(PeerError::system("cannot make a directory for a server"))?;
-        let port = free_port().map_err(PeerError::system("cannot find a free port"))?;
+        let port = free_ports(settings.nodes)?;
         let mut command = supervised(&settings.program, &settings.cpus);
         command.args(["dev", "--json", "--port", &port.to_string()]);
-        command.args(["--cores", &settings.cpus.len().max(1).to_string()]);
+        if settings.nodes > 1 {
+            command.args(["--nodes", &settings.nodes.to_string(), "--cores", "1"]);
+        } else {
+            command.args(["--cores", &settings.cpus.len().max(1).to_string()]);
+        }
         command.args(["--memory", &format!("{}MiB", settings.memory_mib)]);
         command.arg("--data").arg(directory.path().join("data"));
         command.args(&settings.arguments);
@@ -75,25 +84,66 @@ impl Server {
             let _ = child.kill();
             let status = child.wait().map(|status| status.to_string()).unwrap_or_default();
             let words = std::fs::read_to_string(&log).unwrap_or_default();
-            let message = format!("no ready line ({status}): {}", words.trim());
+            let hint = if settings.nodes > 1 {
+                "; if this program does not offer --nodes yet, pass --without-generation to measure the peers alone"
+            } else {
+                ""
+            };
+            let message = format!("no ready line ({status}): {}{hint}", words.trim());
             return Err(PeerError::NotStarted {
                 name: "generation".to_owned(),
                 message,
             });
         };
         Ok(Self {
-            name: "generation".to_owned(),
+            name: if settings.nodes > 1 {
+                format!("generation-{}", settings.nodes)
+            } else {
+                "generation".to_owned()
+            },
             version: version(&settings.program),
-            child,
+            processes: vec![child],
             connector: Box::new(GenerationConnector {
-                config: ready.client_config,
+                config: ready.client_config.clone(),
             }),
             probe: ProcessProbe {
                 pids: ready.nodes.iter().map(|node| node.pid).collect(),
             },
+            nodes: ready
+                .nodes
+                .iter()
+                .map(|node| Node {
+                    addr: node.addr,
+                    pid: node.pid,
+                })
+                .collect(),
+            control: Control::Generation {
+                program: settings.program.clone(),
+                config: ready.client_config,
+            },
             directory,
         })
     }
+}
+
+/// The first of `count` neighbouring ports that nobody listens on at present: node i of `generation dev` takes the i-th.
+fn free_ports(count: usize) -> Result<u16, PeerError> {
+    let free = |port: u16| {
+        (0..count as u16).all(|next| {
+            port.checked_add(next)
+                .is_some_and(|port| UdpSocket::bind(("127.0.0.1", port)).is_ok())
+        })
+    };
+    for _ in 0..100 {
+        let port = free_port()?;
+        if free(port) {
+            return Ok(port);
+        }
+    }
+    Err(PeerError::NotStarted {
+        name: "generation".to_owned(),
+        message: format!("no {count} neighbouring ports are free"),
+    })
 }
 
 /// The `generation` program: the one given, else the one beside this program, else one that cargo builds.

@@ -1,19 +1,28 @@
 //! Servers that a comparison starts itself: found, started on loopback with private ports, without
 //! persistence, pinned, and ended with the comparison.
 //!
-//! Every server runs under `setpriv --pdeathsig`, so that it ends even if this program is killed.
+//! Every process runs under `setpriv --pdeathsig`, so that it ends even if this program is killed. Peers that cannot run without
+//! files (etcd) keep them in memory (`/dev/shm`) where that exists, so that no disk is measured.
 
 mod certificates;
+mod etcd;
 mod generation;
+mod redis;
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::engine::Notes;
+use crate::result::{Finding, Unit};
 use crate::system::ProcessProbe;
+use crate::target::cluster::{Cluster, Place};
+use crate::target::etcd::EtcdConnector;
+use crate::target::generation::GenerationConnector;
 use crate::target::memcached::MemcachedConnector;
-use crate::target::resp::RespConnector;
+use crate::target::resp::{RespCluster, RespConnector};
 use crate::target::tls::TlsFiles;
 use crate::target::{Connector, TargetError};
 
@@ -38,6 +47,10 @@ pub enum Kind {
     Memcached,
     /// Memcached, TLS.
     MemcachedTls,
+    /// etcd, plaintext.
+    Etcd,
+    /// etcd, TLS.
+    EtcdTls,
 }
 
 impl Kind {
@@ -50,6 +63,8 @@ impl Kind {
             Self::ValkeyTls => "valkey-tls",
             Self::Memcached => "memcached",
             Self::MemcachedTls => "memcached-tls",
+            Self::Etcd => "etcd",
+            Self::EtcdTls => "etcd-tls",
         }
     }
 
@@ -59,13 +74,17 @@ impl Kind {
             Self::Redis => Some(Self::RedisTls),
             Self::Valkey => Some(Self::ValkeyTls),
             Self::Memcached => Some(Self::MemcachedTls),
+            Self::Etcd => Some(Self::EtcdTls),
             _ => None,
         };
         std::iter::once(self).chain(twin.filter(|_| with_tls)).collect()
     }
 
     const fn tls(self) -> bool {
-        matches!(self, Self::RedisTls | Self::ValkeyTls | Self::MemcachedTls)
+        matches!(
+            self,
+            Self::RedisTls | Self::ValkeyTls | Self::MemcachedTls | Self::EtcdTls
+        )
     }
 
     /// The program, and the Debian package that has it.
@@ -74,7 +93,34 @@ impl Kind {
             Self::Redis | Self::RedisTls => ("redis-server", "redis-server"),
             Self::Valkey | Self::ValkeyTls => ("valkey-server", "valkey-server"),
             Self::Memcached | Self::MemcachedTls => ("memcached", "memcached"),
+            Self::Etcd | Self::EtcdTls => ("etcd", "etcd-server"),
         }
+    }
+
+    fn find(self) -> Result<PathBuf, PeerError> {
+        let (program, package) = self.program();
+        find_program(program).ok_or_else(|| PeerError::Missing {
+            programs: program.to_owned(),
+            packages: package.to_owned(),
+        })
+    }
+
+    /// Checks that every program is installed, so that all that is missing is said at once and before anything was started.
+    pub fn check_installed(kinds: &[Self]) -> Result<(), PeerError> {
+        let mut missing: Vec<_> = kinds
+            .iter()
+            .filter(|kind| kind.find().is_err())
+            .map(|kind| kind.program())
+            .collect();
+        missing.dedup();
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let join = |names: Vec<&str>, between: &str| names.join(between);
+        Err(PeerError::Missing {
+            programs: join(missing.iter().map(|(program, _)| *program).collect(), ", "),
+            packages: join(missing.iter().map(|(_, package)| *package).collect(), " "),
+        })
     }
 }
 
@@ -82,12 +128,12 @@ impl Kind {
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
     /// Its program is not installed.
-    #[error("{program} is not installed: apt-get install {package}  (or leave it out of --peers)")]
+    #[error("not installed: {programs}. On Debian: sudo apt-get install {packages}  (or leave it out of --peers)")]
     Missing {
-        /// The program.
-        program: String,
-        /// The package that has it.
-        package: String,
+        /// The programs.
+        programs: String,
+        /// The packages that have them.
+        packages: String,
     },
     /// It ended at once or never listened.
     #[error("{name} did not start: {message}")]
@@ -105,13 +151,21 @@ pub enum PeerError {
         /// The operating system's words.
         source: std::io::Error,
     },
+    /// It cannot do what the scenario asks.
+    #[error("{name} {message}")]
+    Unable {
+        /// Which server.
+        name: String,
+        /// What it lacks, and what to do.
+        message: String,
+    },
     /// Its certificates could not be made.
     #[error("cannot make certificates: {0}")]
     Certificates(String),
 }
 
 impl PeerError {
-    pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
+    fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
         move |source| Self::System { what, source }
     }
@@ -122,111 +176,235 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a server may take to end before it is killed.
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A running server; ended when dropped.
+/// One node of a server.
+#[derive(Clone, Copy, Debug)]
+pub struct Node {
+    /// Where clients reach it.
+    pub addr: SocketAddr,
+    /// Its process.
+    pub pid: u32,
+}
+
+/// How a server is asked for what no data protocol has.
+enum Control {
+    Generation { program: PathBuf, config: PathBuf },
+    Redis,
+    RedisCluster,
+    Etcd(EtcdConnector),
+    Memcached,
+}
+
+/// A running server, of one node or of several; ended when dropped.
 pub struct Server {
     name: String,
     version: String,
-    child: Child,
+    processes: Vec<Child>,
     connector: Box<dyn Connector>,
     probe: ProcessProbe,
+    nodes: Vec<Node>,
+    control: Control,
     /// Holds what the server reads; goes with it.
     directory: tempfile::TempDir,
 }
 
 impl Server {
-    /// Starts a server pinned to `cpus` (empty: not pinned) and waits until it accepts connections.
+    /// Starts one node pinned to `cpus` (empty: not pinned) and waits until it accepts connections.
     pub fn start(kind: Kind, cpus: &[usize], memory_mib: u64) -> Result<Self, PeerError> {
-        let (program, package) = kind.program();
-        let path = find_program(program).ok_or_else(|| PeerError::Missing {
-            program: program.to_owned(),
-            package: package.to_owned(),
-        })?;
-        let directory = tempfile::tempdir().map_err(PeerError::system("cannot make a directory for a server"))?;
-        let certificates = if kind.tls() {
-            Some(Certificates::make(directory.path())?)
-        } else {
-            None
-        };
-        let port = free_port().map_err(PeerError::system("cannot find a free port"))?;
-        let threads = cpus.len().max(1);
-        let mut command = supervised(&path, cpus);
-        match kind {
-            Kind::Redis | Kind::RedisTls | Kind::Valkey | Kind::ValkeyTls => {
-                redis_arguments(&mut command, directory.path(), port, certificates.as_ref());
-            }
-            Kind::Memcached | Kind::MemcachedTls => {
-                memcached_arguments(&mut command, port, threads, memory_mib, certificates.as_ref());
-            }
+        let path = kind.find()?;
+        if matches!(kind, Kind::Etcd | Kind::EtcdTls) {
+            return Self::start_etcd(kind, &path, cpus, 1);
         }
-        let addr = format!("127.0.0.1:{port}");
-        let tls = certificates.map(|made| TlsFiles {
-            ca: made.ca,
-            identity: None,
-            server_name: None,
-        });
-        let connector: Box<dyn Connector> = match kind {
-            Kind::Memcached | Kind::MemcachedTls => Box::new(MemcachedConnector { addr, tls }),
-            _ => Box::new(RespConnector {
-                addr,
-                tls,
-                cluster: false,
-            }),
+        let directory = directory()?;
+        let certificates = certificates(kind, directory.path())?;
+        let port = free_port()?;
+        let addr: SocketAddr = ([127, 0, 0, 1], port).into();
+        let mut command = supervised(&path, cpus);
+        let files = tls_files(certificates.as_ref());
+        let (connector, control): (Box<dyn Connector>, _) = match kind {
+            Kind::Memcached | Kind::MemcachedTls => {
+                memcached_arguments(&mut command, port, cpus.len().max(1), memory_mib, certificates.as_ref());
+                let addr = addr.to_string();
+                (Box::new(MemcachedConnector { addr, tls: files }), Control::Memcached)
+            }
+            _ => {
+                redis::arguments(&mut command, directory.path(), port, certificates.as_ref());
+                let connector = RespConnector {
+                    addr: addr.to_string(),
+                    tls: files,
+                    cluster: false,
+                };
+                (Box::new(connector), Control::Redis)
+            }
         };
-        let mut server = Self::spawn(kind.name().to_owned(), version(&path), command, connector, directory)?;
+        let mut server = Self::new(kind.name(), version(&path), connector, control, directory);
+        server.spawn(command, addr)?;
         server.wait_until_ready()?;
         Ok(server)
     }
 
-    /// Spawns `command` with its output in the directory.
-    pub(crate) fn spawn(
-        name: String,
+    /// Starts the replicated form of a peer, all its nodes on the same `cpus`: three members of etcd, or a cluster of three masters
+    /// with a replica each of redis and valkey.
+    pub fn start_replicated(kind: Kind, cpus: &[usize]) -> Result<Self, PeerError> {
+        let path = kind.find()?;
+        match kind {
+            Kind::Etcd | Kind::EtcdTls => Self::start_etcd(kind, &path, cpus, 3),
+            Kind::Redis | Kind::Valkey => Self::start_redis_cluster(kind, &path, cpus),
+            _ => Err(PeerError::Unable {
+                name: kind.name().to_owned(),
+                message: "has no replication that is compared here: leave it out of --peers".to_owned(),
+            }),
+        }
+    }
+
+    fn start_etcd(kind: Kind, path: &Path, cpus: &[usize], count: usize) -> Result<Self, PeerError> {
+        let directory = memory_directory()?;
+        let certificates = certificates(kind, directory.path())?;
+        let members = (0..count)
+            .map(|_| {
+                Ok(etcd::Member {
+                    client: ([127, 0, 0, 1], free_port()?).into(),
+                    peer: ([127, 0, 0, 1], free_port()?).into(),
+                })
+            })
+            .collect::<Result<Vec<_>, PeerError>>()?;
+        let connector = EtcdConnector {
+            endpoints: members.iter().map(|member| member.client.to_string()).collect(),
+            tls: tls_files(certificates.as_ref()),
+        };
+        let name = if count > 1 {
+            format!("{}-{count}", kind.name())
+        } else {
+            kind.name().to_owned()
+        };
+        let control = Control::Etcd(connector.clone());
+        let mut server = Self::new(&name, version(path), Box::new(connector), control, directory);
+        for (index, member) in members.iter().enumerate() {
+            let mut command = supervised(path, cpus);
+            etcd::arguments(
+                &mut command,
+                server.directory.path(),
+                &members,
+                index,
+                certificates.as_ref(),
+            );
+            server.spawn(command, member.client)?;
+        }
+        server.wait_until_ready()?;
+        Ok(server)
+    }
+
+    fn start_redis_cluster(kind: Kind, path: &Path, cpus: &[usize]) -> Result<Self, PeerError> {
+        let directory = directory()?;
+        let nodes = (0..2 * redis::MASTERS)
+            .map(|_| Ok((SocketAddr::from(([127, 0, 0, 1], free_port()?)), free_port()?)))
+            .collect::<Result<Vec<_>, PeerError>>()?;
+        let connector = RespConnector {
+            addr: nodes[0].0.to_string(),
+            tls: None,
+            cluster: true,
+        };
+        let name = format!("{}-cluster", kind.name());
+        let mut server = Self::new(
+            &name,
+            version(path),
+            Box::new(connector),
+            Control::RedisCluster,
+            directory,
+        );
+        for (index, (addr, bus)) in nodes.iter().enumerate() {
+            let own = server.directory.path().join(format!("node{index}"));
+            std::fs::create_dir(&own).map_err(PeerError::system(own.display().to_string()))?;
+            let mut command = supervised(path, cpus);
+            redis::arguments(&mut command, &own, addr.port(), None);
+            redis::cluster_arguments(&mut command, *bus);
+            server.spawn(command, *addr)?;
+        }
+        let formed = redis::form_cluster(&name, &nodes);
+        server.explain(formed)?;
+        server.wait_until_ready()?;
+        Ok(server)
+    }
+
+    fn new(
+        name: &str,
         version: String,
-        mut command: Command,
         connector: Box<dyn Connector>,
+        control: Control,
         directory: tempfile::TempDir,
-    ) -> Result<Self, PeerError> {
-        let log =
-            std::fs::File::create(directory.path().join("log")).map_err(PeerError::system("cannot make a log"))?;
-        let errors = log.try_clone().map_err(PeerError::system("cannot make a log"))?;
+    ) -> Self {
+        Self {
+            name: name.to_owned(),
+            version,
+            processes: Vec::new(),
+            connector,
+            probe: ProcessProbe { pids: Vec::new() },
+            nodes: Vec::new(),
+            control,
+            directory,
+        }
+    }
+
+    /// Spawns one node with its output in the directory.
+    fn spawn(&mut self, mut command: Command, addr: SocketAddr) -> Result<(), PeerError> {
+        let cannot = || PeerError::system("cannot make a log");
+        let log = self.directory.path().join(format!("log{}", self.processes.len()));
+        let log = std::fs::File::create(log).map_err(cannot())?;
+        let errors = log.try_clone().map_err(cannot())?;
         let child = command
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(errors)
             .spawn()
             .map_err(PeerError::system(format!(
-                "cannot start {name} (setpriv and taskset come with util-linux)"
+                "cannot start {} (setpriv and taskset come with util-linux)",
+                self.name
             )))?;
-        let probe = ProcessProbe { pids: vec![child.id()] };
-        Ok(Self {
-            name,
-            version,
-            child,
-            connector,
-            probe,
-            directory,
-        })
+        self.probe.pids.push(child.id());
+        self.nodes.push(Node { addr, pid: child.id() });
+        self.processes.push(child);
+        Ok(())
     }
 
     fn wait_until_ready(&mut self) -> Result<(), PeerError> {
         let deadline = Instant::now() + START_TIMEOUT;
         loop {
-            let failed: TargetError = match self.connector.connect(1) {
+            let failed: TargetError = match self.connector.connect(self.nodes.len()) {
                 Ok(_) => return Ok(()),
                 Err(error) => error,
             };
-            let exited = self.child.try_wait().ok().flatten();
-            if exited.is_some() || Instant::now() > deadline {
-                let log = std::fs::read_to_string(self.directory.path().join("log")).unwrap_or_default();
-                let tail: Vec<_> = log.lines().rev().take(5).collect();
-                let words = tail.into_iter().rev().collect::<Vec<_>>().join("; ");
-                let message = exited.map_or_else(|| failed.to_string(), |status| format!("{status}: {words}"));
-                return Err(PeerError::NotStarted {
+            if self.ended() || Instant::now() > deadline {
+                return self.explain(Err(PeerError::NotStarted {
                     name: self.name.clone(),
-                    message,
-                });
+                    message: failed.to_string(),
+                }));
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    fn ended(&mut self) -> bool {
+        self.processes
+            .iter_mut()
+            .any(|child| !matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Puts the last words of a process that has ended in the place of what was seen from outside.
+    fn explain(&mut self, outcome: Result<(), PeerError>) -> Result<(), PeerError> {
+        let Err(error) = outcome else { return Ok(()) };
+        for (index, child) in self.processes.iter_mut().enumerate() {
+            let Some(status) = child.try_wait().ok().flatten() else {
+                continue;
+            };
+            let log = self.directory.path().join(format!("log{index}"));
+            let log = std::fs::read_to_string(log).unwrap_or_default();
+            let tail: Vec<_> = log.lines().rev().take(5).collect();
+            let words = tail.into_iter().rev().collect::<Vec<_>>().join("; ");
+            return Err(PeerError::NotStarted {
+                name: self.name.clone(),
+                message: format!("{status}: {words}"),
+            });
+        }
+        Err(error)
     }
 
     /// Name for reports.
@@ -248,31 +426,192 @@ impl Server {
     pub fn probe(&self) -> &ProcessProbe {
         &self.probe
     }
+
+    /// Its nodes.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The server as a cluster whose nodes may die.
+    pub fn cluster(&self) -> Result<Arc<dyn Cluster>, PeerError> {
+        match &self.control {
+            Control::Etcd(connector) => Ok(Arc::new(connector.clone())),
+            Control::RedisCluster => Ok(Arc::new(RespCluster {
+                nodes: self.nodes.iter().map(|node| node.addr).collect(),
+            })),
+            Control::Generation { config, .. } => Ok(Arc::new(GenerationConnector { config: config.clone() })),
+            Control::Redis | Control::Memcached => Err(self.unable("is one node: nothing takes over from it")),
+        }
+    }
+
+    /// The node whose loss hurts most: etcd's leader, else the one that serves most slots.
+    pub fn leader(&self) -> Result<Node, PeerError> {
+        let cluster = self.cluster()?;
+        if let Control::Etcd(connector) = &self.control {
+            return self
+                .nodes
+                .iter()
+                .copied()
+                .find(|node| connector.leads(node.addr).unwrap_or(false))
+                .ok_or_else(|| self.unable("has no leader"));
+        }
+        let layout = self
+            .nodes
+            .iter()
+            .find_map(|node| cluster.layout(node.addr).ok())
+            .ok_or_else(|| self.unable("does not say who serves what"))?;
+        let slots = |node: &Node| -> usize {
+            let of_node = layout.places.iter().filter(|place| place.addr == node.addr);
+            of_node.map(|place: &Place| layout.slots_of(*place)).sum()
+        };
+        self.nodes
+            .iter()
+            .copied()
+            .max_by_key(slots)
+            .ok_or_else(|| self.unable("has no nodes"))
+    }
+
+    /// Whether [`Self::snapshot`] can be asked for.
+    pub fn can_snapshot(&self) -> Result<(), PeerError> {
+        match &self.control {
+            Control::Redis => Ok(()),
+            Control::Generation { program, .. } => {
+                let offered = Command::new(program)
+                    .args(["snapshot", "now", "--help"])
+                    .output()
+                    .is_ok_and(|output| output.status.success());
+                if offered {
+                    Ok(())
+                } else {
+                    Err(self.unable(
+                        "does not offer `generation snapshot now` yet: pass --without-generation to measure the peers alone",
+                    ))
+                }
+            }
+            _ => Err(self.unable("takes no snapshot on command: leave it out of --peers")),
+        }
+    }
+
+    /// Takes a snapshot while a run goes on, notes its begin and end, and returns what the server itself says of it.
+    pub fn snapshot(&self, notes: &Notes<'_>) -> Result<Vec<Finding>, String> {
+        match &self.control {
+            Control::Redis => {
+                let node = self.nodes[0].addr;
+                redis::command(node, &["BGSAVE"])?;
+                notes.note(SNAPSHOT_BEGINS);
+                loop {
+                    let info = redis::command(node, &["INFO", "persistence"])?;
+                    if redis::field(&info, "rdb_bgsave_in_progress") == Some("0") {
+                        if redis::field(&info, "rdb_last_bgsave_status") != Some("ok") {
+                            return Err("BGSAVE failed".to_owned());
+                        }
+                        notes.note(SNAPSHOT_ENDS);
+                        let stats = redis::command(node, &["INFO", "stats"])?;
+                        let number =
+                            |info: &str, name: &str| redis::field(info, name).and_then(|text| text.parse::<f64>().ok());
+                        let fork = number(&stats, "latest_fork_usec");
+                        let copied = number(&info, "rdb_last_cow_size");
+                        return Ok(fork
+                            .map(|us| Finding::new("fork stall, as the server says", us, Unit::Time))
+                            .into_iter()
+                            .chain(
+                                copied.map(|bytes| {
+                                    Finding::new("copied on write, as the server says", bytes, Unit::Bytes)
+                                }),
+                            )
+                            .collect());
+                    }
+                    if notes.over() {
+                        return Err("the run ended before the snapshot: pass more --seconds".to_owned());
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+            Control::Generation { program, config } => {
+                notes.note(SNAPSHOT_BEGINS);
+                let output = Command::new(program)
+                    .args(["snapshot", "now", "--config"])
+                    .arg(config)
+                    .output()
+                    .map_err(|error| error.to_string())?;
+                notes.note(SNAPSHOT_ENDS);
+                if output.status.success() {
+                    Ok(Vec::new())
+                } else {
+                    Err(String::from_utf8_lossy(&output.stderr).trim().to_owned())
+                }
+            }
+            _ => Err("takes no snapshot on command".to_owned()),
+        }
+    }
+
+    fn unable(&self, message: &str) -> PeerError {
+        PeerError::Unable {
+            name: self.name.clone(),
+            message: message.to_owned(),
+        }
+    }
+}
+
+/// What [`Server::snapshot`] notes.
+pub const SNAPSHOT_BEGINS: &str = "snapshot begins";
+/// What [`Server::snapshot`] notes.
+pub const SNAPSHOT_ENDS: &str = "snapshot ends";
+
+/// Sends a signal to a process; one that has gone is left alone.
+pub fn signal(pid: u32, signal: rustix::process::Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(rustix::process::Pid::from_raw) {
+        // It may have ended by itself; whoever waits for it sees that.
+        let _ = rustix::process::kill_process(pid, signal);
+    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let pid = i32::try_from(self.child.id())
-            .ok()
-            .and_then(rustix::process::Pid::from_raw);
-        if let Some(pid) = pid {
-            // It may have ended by itself; waiting below tells.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        for child in &self.processes {
+            signal(child.id(), rustix::process::Signal::TERM);
         }
         let deadline = Instant::now() + STOP_TIMEOUT;
         while Instant::now() < deadline {
-            match self.child.try_wait() {
-                Ok(None) => std::thread::sleep(Duration::from_millis(10)),
-                _ => return,
+            if self
+                .processes
+                .iter_mut()
+                .all(|child| !matches!(child.try_wait(), Ok(None)))
+            {
+                return;
             }
+            std::thread::sleep(Duration::from_millis(10));
         }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        for child in &mut self.processes {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
+fn directory() -> Result<tempfile::TempDir, PeerError> {
+    tempfile::tempdir().map_err(PeerError::system("cannot make a directory for a server"))
+}
+
+/// A directory in memory, where the system has one.
+fn memory_directory() -> Result<tempfile::TempDir, PeerError> {
+    tempfile::tempdir_in("/dev/shm").or_else(|_| directory())
+}
+
+fn certificates(kind: Kind, directory: &Path) -> Result<Option<Certificates>, PeerError> {
+    kind.tls().then(|| Certificates::make(directory)).transpose()
+}
+
+fn tls_files(certificates: Option<&Certificates>) -> Option<TlsFiles> {
+    certificates.map(|made| TlsFiles {
+        ca: made.ca.clone(),
+        identity: None,
+        server_name: None,
+    })
+}
+
 /// A command that dies with this thread and is pinned to `cpus`.
-pub(crate) fn supervised(program: &Path, cpus: &[usize]) -> Command {
+fn supervised(program: &Path, cpus: &[usize]) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]);
     if !cpus.is_empty() {
@@ -281,29 +620,6 @@ pub(crate) fn supervised(program: &Path, cpus: &[usize]) -> Command {
     }
     command.arg(program);
     command
-}
-
-fn redis_arguments(command: &mut Command, directory: &Path, port: u16, certificates: Option<&Certificates>) {
-    let port = port.to_string();
-    command.args([
-        "--bind",
-        "127.0.0.1",
-        "--save",
-        "",
-        "--appendonly",
-        "no",
-        "--daemonize",
-        "no",
-    ]);
-    command.arg("--dir").arg(directory);
-    if let Some(certificates) = certificates {
-        command.args(["--port", "0", "--tls-port", &port, "--tls-auth-clients", "no"]);
-        command.arg("--tls-cert-file").arg(&certificates.certificate);
-        command.arg("--tls-key-file").arg(&certificates.key);
-        command.arg("--tls-ca-cert-file").arg(&certificates.ca);
-    } else {
-        command.args(["--port", &port]);
-    }
 }
 
 fn memcached_arguments(
@@ -350,6 +666,8 @@ fn version(program: &Path) -> String {
 
 /// A port nobody listens on at present. Another process may take it before the server does; then the server
 /// says so.
-pub(crate) fn free_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+fn free_port() -> Result<u16, PeerError> {
+    TcpListener::bind(("127.0.0.1", 0))
+        .and_then(|listener| Ok(listener.local_addr()?.port()))
+        .map_err(PeerError::system("cannot find a free port"))
 }

@@ -5,9 +5,10 @@ use std::fmt::Write as _;
 
 use plotters::coord::Shift;
 use plotters::prelude::*;
+use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::Report;
-use super::table::{short, time};
+use super::table::{figure, short, time};
 use crate::compare::{Comparison, Metric};
 use crate::result::{Event, RunResult};
 use crate::system::Environment;
@@ -135,6 +136,18 @@ fn figures(body: &mut String, run: &RunResult) {
         let _ = write!(body, ", server CPU {:.3} µs/operation", cpu.us_per_operation);
     }
     body.push_str("</p>");
+    if !run.findings.is_empty() {
+        body.push_str("<table>");
+        for finding in &run.findings {
+            let _ = write!(
+                body,
+                "<tr><td>{}</td><td>{}</td></tr>",
+                escape(&finding.name),
+                figure(finding)
+            );
+        }
+        body.push_str("</table>");
+    }
 }
 
 fn comparison_figures(body: &mut String, comparison: &Comparison, row: &crate::compare::RowResult) {
@@ -162,6 +175,11 @@ fn comparison_figures(body: &mut String, comparison: &Comparison, row: &crate::c
         body.push_str("</tr>");
     }
     body.push_str("</table>");
+    for (index, server) in comparison.servers.iter().enumerate() {
+        for remark in row.remarks(index, comparison.settings.server_cpus.len()) {
+            let _ = write!(body, "<p class=\"bad\">{}: {}</p>", escape(server), escape(&remark));
+        }
+    }
 }
 
 /// Latency by percentile, the axis stretched towards 100 % (1 / (1 - q), logarithmic), as HDR plots do.
@@ -268,19 +286,28 @@ fn over_time(run: &RunResult) -> Result<String, String> {
             .axis_desc_style((FONT, 14))
             .draw()
             .map_err(|error| error.to_string())?;
-        for Event { at_s, text } in &run.events {
-            let line = LineSeries::new([(*at_s, low), (*at_s, high)], BLACK.mix(0.6));
-            chart.draw_series(line).map_err(|error| error.to_string())?;
-            let label = Text::new(text.clone(), (*at_s, high * 0.8), (FONT, 12));
-            chart
-                .draw_series(std::iter::once(label))
-                .map_err(|error| error.to_string())?;
-        }
+        draw_events(&mut chart, &run.events, end_s, |share| low * (high / low).powf(share))?;
         draw_curves(&mut chart, &latencies, SeriesLabelPosition::UpperLeft)
     })?;
-    let rates = [curve("operations/s", &|interval| interval.rate_per_s)];
+    // An interval without a reply is a rate of zero, not a gap in the line.
+    let rate_curve = |name: &str, of: &dyn Fn(&crate::result::IntervalResult) -> f64| Curve {
+        name: name.to_owned(),
+        points: run
+            .intervals
+            .iter()
+            .filter(|interval| interval.start_s + interval.length_s <= end_s + 1e-6)
+            .map(|interval| (interval.start_s + interval.length_s / 2.0, of(interval)))
+            .collect(),
+    };
+    let mut rates = vec![rate_curve("operations/s", &|interval| interval.rate_per_s)];
+    if run.failed() > 0 {
+        rates.push(rate_curve("failed/s", &|interval| {
+            interval.failed as f64 / interval.length_s
+        }));
+    }
     let rate = svg(|area| {
-        let high = rates[0].points.iter().map(|point| point.1).fold(1.0, f64::max) * 1.1;
+        let values = rates.iter().flat_map(|curve| &curve.points).map(|point| point.1);
+        let high = values.fold(1.0, f64::max) * 1.15;
         let mut chart = ChartBuilder::on(area)
             .margin(12)
             .x_label_area_size(40)
@@ -297,9 +324,44 @@ fn over_time(run: &RunResult) -> Result<String, String> {
             .axis_desc_style((FONT, 14))
             .draw()
             .map_err(|error| error.to_string())?;
+        draw_events(&mut chart, &run.events, end_s, |share| high * share)?;
         draw_curves(&mut chart, &rates, SeriesLabelPosition::LowerLeft)
     })?;
     Ok(latency + &rate)
+}
+
+/// A vertical line with a label for each event; `height` gives the value at a share of the chart's height.
+fn draw_events<'a, 'b: 'a, X, Y>(
+    chart: &mut ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, Y>>,
+    events: &[Event],
+    end_s: f64,
+    height: impl Fn(f64) -> f64,
+) -> Result<(), String>
+where
+    X: plotters::coord::ranged1d::Ranged<ValueType = f64>,
+    Y: plotters::coord::ranged1d::Ranged<ValueType = f64>,
+{
+    // Labels of neighbouring events stand one below the other.
+    const ROWS: usize = 5;
+    for (index, Event { at_s, text }) in events.iter().enumerate() {
+        if !(0.0..=end_s).contains(at_s) {
+            continue;
+        }
+        let line = LineSeries::new([(*at_s, height(0.0)), (*at_s, height(1.0))], BLACK.mix(0.6));
+        chart.draw_series(line).map_err(|error| error.to_string())?;
+        // A label near the right edge stands left of its line.
+        let (label, side) = if *at_s > end_s * 0.75 {
+            (format!("{text} "), HPos::Right)
+        } else {
+            (format!(" {text}"), HPos::Left)
+        };
+        let style = (FONT, 13).into_font().color(&BLACK).pos(Pos::new(side, VPos::Top));
+        let at = (*at_s, height(0.98 - 0.06 * (index % ROWS) as f64));
+        chart
+            .draw_series(std::iter::once(Text::new(label, at, style)))
+            .map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }
 
 /// Bounds of a logarithmic axis that holds every point, in whole decades.

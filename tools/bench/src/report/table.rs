@@ -7,7 +7,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 
 use crate::compare::{Comparison, Metric, RowResult, Spread};
 use crate::engine::Mode;
-use crate::result::{Latencies, RunResult};
+use crate::result::{Finding, Latencies, RunResult, Unit};
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -102,8 +102,9 @@ pub fn run(result: &RunResult) -> String {
     }
     let _ = writeln!(
         text,
-        ", client CPU {:.3} µs/operation",
-        result.client_cpu_us_per_operation
+        ", client CPU {:.3} µs/operation, client busy {:.0} %",
+        result.client_cpu_us_per_operation,
+        result.client_busy * 100.0
     );
     if result.conflicts > 0 {
         let _ = writeln!(text, "{} conditions did not hold", result.conflicts);
@@ -118,8 +119,46 @@ pub fn run(result: &RunResult) -> String {
             result.lateness.held
         );
     }
+    for event in &result.events {
+        let _ = writeln!(text, "at {:.3} s: {}", event.at_s, event.text);
+    }
+    for finding in &result.findings {
+        let _ = writeln!(text, "{}: {}", finding.name, figure(finding));
+    }
     text.push_str(&verdict(result));
     text
+}
+
+/// A finding's figure with its unit.
+pub fn figure(finding: &Finding) -> String {
+    match finding.unit {
+        Unit::Time => time(finding.value),
+        Unit::Bytes => format!("{:.1} MiB", finding.value / f64::from(1 << 20)),
+        Unit::Count => format!("{:.0}", finding.value),
+        Unit::Ratio => format!("{:.2}x", finding.value),
+    }
+}
+
+/// What a scenario concludes, a column a server.
+pub fn findings(runs: &[RunResult]) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for finding in runs.iter().flat_map(|run| &run.findings) {
+        if !names.contains(&finding.name.as_str()) {
+            names.push(&finding.name);
+        }
+    }
+    let header: Vec<_> = std::iter::once("")
+        .chain(runs.iter().map(|run| run.target.as_str()))
+        .collect();
+    let mut lines = table(&header);
+    for name in names {
+        let cell = |run: &RunResult| {
+            let found = run.findings.iter().find(|finding| finding.name == name);
+            found.map_or_else(|| "-".to_owned(), figure)
+        };
+        lines.add_row(std::iter::once(name.to_owned()).chain(runs.iter().map(cell)));
+    }
+    format!("{lines}\n")
 }
 
 /// What is wrong with a run; empty when nothing is.
@@ -155,7 +194,7 @@ fn ratio(row: &RowResult, index: usize, metric: Metric) -> String {
 }
 
 /// One row of a comparison: a line a server.
-pub fn row(servers: &[String], row: &RowResult) -> String {
+pub fn row(comparison: &Comparison, row: &RowResult) -> String {
     let mut text = format!(
         "{}: {} connection(s), closed loop, batches of {} written at once, {} round(s)\n",
         row.row,
@@ -176,12 +215,16 @@ pub fn row(servers: &[String], row: &RowResult) -> String {
         "p99.9",
         "ratio",
         "cores",
+        "client busy",
     ]);
-    for (index, server) in servers.iter().enumerate() {
+    let server_cpus = comparison.settings.server_cpus.len();
+    for (index, server) in comparison.servers.iter().enumerate() {
+        let bound = row.generator_bound(index, server_cpus);
         let mut cells = vec![server.clone()];
         for metric in Metric::ALL {
             let show = |value: f64| match metric {
                 Metric::ServerCpu => format!("{value:.3}"),
+                Metric::Rate if bound => format!(">= {}", short(value)),
                 Metric::Rate => short(value),
                 _ => time(value),
             };
@@ -193,15 +236,19 @@ pub fn row(servers: &[String], row: &RowResult) -> String {
                 ratio(row, index, metric)
             });
         }
-        let cores = row
-            .rounds
-            .iter()
-            .filter_map(|round| round.get(index)?.server_cpu)
-            .map(|cpu| cpu.cores);
+        let runs = || row.rounds.iter().filter_map(|round| round.get(index));
+        let cores = runs().filter_map(|run| run.server_cpu).map(|cpu| cpu.cores);
         cells.push(spread(Spread::of(cores), |cores| format!("{cores:.2}")));
+        let busy = runs().map(|run| run.client_busy * 100.0);
+        cells.push(spread(Spread::of(busy), |busy| format!("{busy:.0} %")));
         lines.add_row(cells);
     }
     let _ = writeln!(text, "{lines}");
+    for (index, server) in comparison.servers.iter().enumerate() {
+        for remark in row.remarks(index, server_cpus) {
+            let _ = writeln!(text, "{server}: {remark}");
+        }
+    }
     text
 }
 
@@ -221,8 +268,16 @@ pub fn comparison(comparison: &Comparison) -> String {
         .zip(&comparison.footprints)
         .map(|(server, footprint)| match footprint {
             Some(footprint) => {
+                let missing = footprint
+                    .found
+                    .map_or(0, |found| footprint.entries.saturating_sub(found));
+                let missing = if missing > 0 {
+                    format!(", {missing} of the {} loaded are not there", footprint.entries)
+                } else {
+                    String::new()
+                };
                 format!(
-                    "{server} {:.0} ({:.0})",
+                    "{server} {:.0} ({:.0}{missing})",
                     footprint.whole_per_entry(),
                     footprint.growth_per_entry()
                 )

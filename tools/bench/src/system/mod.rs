@@ -4,7 +4,6 @@
 mod environment;
 
 use std::fs;
-use std::path::Path;
 
 pub use environment::Environment;
 
@@ -29,33 +28,48 @@ pub struct ProcessProbe {
 }
 
 impl Probe for ProcessProbe {
+    /// The kernel's own clock of each process: it counts every thread, io_uring's workers and threads that have ended included,
+    /// and is exact to the moment. Children (a server that forks to save) count while they run, and by clock ticks once they were
+    /// waited for. What the kernel does for a socket on the sender's time is the sender's, for every server alike.
     fn sample(&self) -> Option<CpuSample> {
         let mut cpu_ns = 0;
         for pid in &self.pids {
-            for task in fs::read_dir(format!("/proc/{pid}/task")).ok()? {
-                // A thread may end between the listing and the reading.
-                cpu_ns += task.ok().and_then(|task| task_cpu_ns(&task.path())).unwrap_or(0);
-            }
+            cpu_ns += process_cpu_ns(*pid)? + reaped_children_ns(*pid).unwrap_or(0);
+            // A child may end between the listing and the reading.
+            cpu_ns += children(*pid).into_iter().filter_map(process_cpu_ns).sum::<u64>();
         }
         Some(CpuSample { cpu_ns })
     }
 }
 
-/// Time on a processor: `schedstat` counts nanoseconds; `stat` only clock ticks, for kernels without it.
-fn task_cpu_ns(task: &Path) -> Option<u64> {
-    if let Ok(schedstat) = fs::read_to_string(task.join("schedstat"))
-        && let Some(run_ns) = schedstat
-            .split_ascii_whitespace()
-            .next()
-            .and_then(|field| field.parse().ok())
-    {
-        return Some(run_ns);
-    }
-    let stat = fs::read_to_string(task.join("stat")).ok()?;
-    // The command in brackets may hold spaces; utime and stime are the 12th and 13th field after it.
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
+fn process_cpu_ns(pid: u32) -> Option<u64> {
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).ok()?);
+    let time = nix::time::clock_getcpuclockid(pid).ok()?.now().ok()?;
+    Some(u64::try_from(time.tv_sec()).ok()? * 1_000_000_000 + u64::try_from(time.tv_nsec()).ok()?)
+}
+
+/// Processor time of children that have ended and were waited for.
+fn reaped_children_ns(pid: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command in brackets may hold spaces; cutime and cstime are the 14th and 15th field after it.
+    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(13);
     let ticks = fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?;
     Some(ticks * 1_000_000_000 / rustix::param::clock_ticks_per_second().max(1))
+}
+
+/// Children of every thread of a process; none where the kernel does not list them.
+fn children(pid: u32) -> Vec<u32> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    tasks
+        .filter_map(|task| fs::read_to_string(task.ok()?.path().join("children")).ok())
+        .flat_map(|list| {
+            list.split_ascii_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+                .collect::<Vec<_>>()
+        })
+        .collect()
 }
 
 impl ProcessProbe {
@@ -109,7 +123,6 @@ mod tests {
             pids: vec![std::process::id()],
         };
         let start = probe.sample().unwrap();
-        // The kernel brings its account up to date at ticks, so the growth may show a little later.
         let mut sum = 0_u64;
         while probe.sample().unwrap().cpu_ns <= start.cpu_ns {
             sum = std::hint::black_box(sum.wrapping_add(1));
@@ -120,6 +133,30 @@ mod tests {
         }
         assert!(probe.resident_bytes().unwrap() > 100_000);
         assert!(!allowed_cpus().is_empty());
+    }
+
+    #[test]
+    fn work_of_threads_and_children_that_have_ended_is_counted() {
+        let probe = ProcessProbe {
+            pids: vec![std::process::id()],
+        };
+        let start = probe.sample().unwrap().cpu_ns;
+        let worker = || {
+            let mut sum = 0_u64;
+            while thread_cpu_ns() < 30_000_000 {
+                sum = std::hint::black_box(sum.wrapping_add(1));
+            }
+        };
+        std::thread::spawn(worker).join().unwrap();
+        let with_thread = probe.sample().unwrap().cpu_ns;
+        assert!(with_thread - start >= 30_000_000, "{}", with_thread - start);
+        let child = std::process::Command::new("sh")
+            .args(["-c", "i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done"])
+            .status()
+            .unwrap();
+        assert!(child.success());
+        assert!(reaped_children_ns(std::process::id()).unwrap() > 0);
+        assert!(probe.sample().unwrap().cpu_ns > with_thread);
     }
 
     #[test]

@@ -8,9 +8,12 @@
 use std::io::{self, IoSliceMut};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use generation_client::{ClientConfig, Refused};
+use generation_proto::map::Shard;
 use generation_proto::reply::MultiResult;
 use generation_proto::request::{Hello, KeyList};
 use generation_proto::{
@@ -23,9 +26,8 @@ use generation_quic::{
 use mio::net::UdpSocket;
 use mio::{Events, Interest, Poll};
 use quinn_udp::{BATCH_SIZE, EcnCodepoint, RecvMeta, UdpSockRef, UdpSocketState};
-use serde::Deserialize;
 
-use super::tls::node_config;
+use super::cluster::{Cluster, Layout, Place, SLOTS};
 use super::{CONNECT_TIMEOUT, Completion, Connector, Failure, Outcome, Request, Target, TargetError, Token, resolve};
 
 /// Socket buffers asked for, in bytes; the kernel may give less.
@@ -39,15 +41,6 @@ const HELLO_ID: u64 = u64::MAX;
 /// Request id of `Map`.
 const MAP_ID: u64 = u64::MAX - 1;
 
-/// What of a `client.toml` is needed here; other keys are the client's business.
-#[derive(Debug, Deserialize)]
-struct ClientToml {
-    seeds: Vec<String>,
-    ca: PathBuf,
-    certificate: PathBuf,
-    key: PathBuf,
-}
-
 /// Where a cluster is: its `client.toml`.
 #[derive(Clone, Debug)]
 pub struct GenerationConnector {
@@ -55,23 +48,41 @@ pub struct GenerationConnector {
     pub config: PathBuf,
 }
 
-impl GenerationConnector {
-    fn read(&self) -> Result<(ClientToml, ClientCrypto), TargetError> {
-        let unusable = |message: String| TargetError::Settings(format!("{}: {message}", self.config.display()));
-        let text = std::fs::read_to_string(&self.config).map_err(|error| unusable(error.to_string()))?;
-        let mut config: ClientToml = toml::from_str(&text).map_err(|error| unusable(error.to_string()))?;
-        let directory = self.config.parent().unwrap_or_else(|| Path::new(""));
-        for file in [&mut config.ca, &mut config.certificate, &mut config.key] {
-            *file = directory.join(&*file);
+/// The cluster as its `client.toml` describes it, read and checked.
+struct Credentials {
+    seeds: Vec<String>,
+    crypto: ClientCrypto,
+    /// Why a node's certificate was refused.
+    refused: Refused,
+}
+
+impl Credentials {
+    fn read(config: &Path) -> Result<Self, TargetError> {
+        let unusable = |message: String| TargetError::Certificate {
+            path: config.display().to_string(),
+            message,
+        };
+        let client = ClientConfig::load(config).map_err(|error| TargetError::Settings(error.to_string()))?;
+        let (tls, refused) = client.tls().map_err(|error| unusable(error.to_string()))?;
+        let crypto = ClientCrypto::new(Arc::new(tls)).map_err(|error| unusable(error.to_string()))?;
+        Ok(Self {
+            seeds: client.seeds,
+            crypto,
+            refused,
+        })
+    }
+
+    /// Puts the verifier's reason in the place of TLS's alert number.
+    fn explain(&self, error: TargetError) -> TargetError {
+        let reason = self.refused.lock().ok().and_then(|mut reason| reason.take());
+        match (error, reason) {
+            (TargetError::Tls { name, addr, .. }, Some(reason)) => TargetError::Tls {
+                name,
+                addr,
+                message: format!("the node's certificate was refused: {reason}"),
+            },
+            (error, _) => error,
         }
-        let tls = node_config(
-            &config.ca,
-            &config.certificate,
-            &config.key,
-            generation_proto::ALPN_CLIENT,
-        )?;
-        let crypto = ClientCrypto::new(tls).map_err(|error| unusable(error.to_string()))?;
-        Ok((config, crypto))
     }
 }
 
@@ -81,16 +92,73 @@ impl Connector for GenerationConnector {
     }
 
     fn connect(&self, connections: usize) -> Result<Box<dyn Target>, TargetError> {
-        let (config, crypto) = self.read()?;
+        let cluster = Credentials::read(&self.config)?;
         let mut last = TargetError::Settings(format!("{}: no seeds", self.config.display()));
-        for seed in &config.seeds {
-            match resolve(seed).and_then(|addr| GenerationTarget::connect(addr, &crypto, connections)) {
+        for seed in &cluster.seeds {
+            match resolve(seed).and_then(|addr| GenerationTarget::connect(addr, &cluster.crypto, connections)) {
                 Ok(target) => return Ok(Box::new(target)),
-                Err(error) => last = error,
+                Err(error) => last = cluster.explain(error),
             }
         }
         Err(last)
     }
+}
+
+impl Cluster for GenerationConnector {
+    fn name(&self) -> String {
+        Connector::name(self)
+    }
+
+    fn nodes(&self) -> Vec<SocketAddr> {
+        let seeds = ClientConfig::load(&self.config).map_or_else(|_| Vec::new(), |config| config.seeds);
+        seeds.iter().filter_map(|seed| resolve(seed).ok()).collect()
+    }
+
+    fn layout(&self, node: SocketAddr) -> Result<Layout, TargetError> {
+        let cluster = Credentials::read(&self.config)?;
+        let map = GenerationTarget::empty(1)?
+            .scout(node, &cluster.crypto)
+            .map_err(|error| cluster.explain(error))?;
+        let mut places = Vec::new();
+        let owners: Vec<Option<u16>> = map
+            .shards
+            .iter()
+            .map(|shard| place_of(&map, shard, &mut places))
+            .collect();
+        let mut owner = vec![None; SLOTS];
+        for range in &map.ranges {
+            let slots = usize::from(range.first)..=usize::from(range.last);
+            owner[slots].fill(owners.get(usize::from(range.shard)).copied().flatten());
+        }
+        Ok(Layout {
+            // Epochs and terms only grow, so their sum orders the maps of one cluster.
+            version: map.shards.iter().map(|shard| u64::from(shard.epoch) + shard.term).sum(),
+            places,
+            owner,
+        })
+    }
+
+    fn connect_to(&self, place: Place, connections: usize) -> Result<Box<dyn Target>, TargetError> {
+        let cluster = Credentials::read(&self.config)?;
+        let mut target = GenerationTarget::empty(connections)?;
+        target.open(place.addr, place.core as u8, &cluster.crypto, connections)?;
+        target.greet(false).map_err(|error| cluster.explain(error))?;
+        Ok(Box::new(target))
+    }
+}
+
+/// Index of the place that leads a shard, which is added when it is new; `None` for a shard without a leader.
+fn place_of(map: &Map, shard: &Shard, places: &mut Vec<Place>) -> Option<u16> {
+    let replica = shard.replicas.iter().find(|replica| replica.node == shard.leader)?;
+    let place = Place {
+        addr: map.node(replica.node)?.addr,
+        core: replica.core,
+    };
+    let index = places.iter().position(|known| *known == place).unwrap_or_else(|| {
+        places.push(place);
+        places.len() - 1
+    });
+    Some(index as u16)
 }
 
 /// One QUIC connection and its stream.
@@ -146,39 +214,23 @@ struct Greeting {
 
 impl GenerationTarget {
     fn connect(seed: SocketAddr, crypto: &ClientCrypto, connections: usize) -> Result<Self, TargetError> {
-        let mut target = Self {
-            poll: Poll::new().map_err(TargetError::Loop)?,
-            events: Events::with_capacity(64),
-            ports: Vec::new(),
-            connections,
-            route: None,
-            receive: vec![0; TRAIN_BYTES * BATCH_SIZE],
-            keys: BytesMut::new(),
-        };
+        let mut target = Self::empty(connections)?;
         let map = target.scout(seed, crypto)?;
-        let mut cores: Vec<(SocketAddr, u16)> = Vec::new();
+        let mut cores = Vec::new();
         let mut port_of_shard = Vec::new();
         for shard in &map.shards {
-            let replica = shard.replicas.iter().find(|replica| replica.node == shard.leader);
-            let node = replica.and_then(|replica| map.node(replica.node));
-            let (Some(replica), Some(node)) = (replica, node) else {
-                let message = "the map has a shard without a leader".to_owned();
+            let Some(port) = place_of(&map, shard, &mut cores) else {
                 return Err(TargetError::Unreachable {
                     name: "generation".to_owned(),
                     addr: seed,
-                    message,
+                    message: "the map has a shard without a leader".to_owned(),
                 });
             };
-            let place = (node.addr, replica.core);
-            let port = cores.iter().position(|known| *known == place).unwrap_or_else(|| {
-                cores.push(place);
-                cores.len() - 1
-            });
-            port_of_shard.push(port as u16);
+            port_of_shard.push(port);
         }
         target.ports.clear();
-        for (addr, core) in &cores {
-            target.open(*addr, *core as u8, crypto, connections)?;
+        for place in &cores {
+            target.open(place.addr, place.core as u8, crypto, connections)?;
         }
         target.greet(false)?;
         if cores.len() > 1 {
@@ -187,6 +239,19 @@ impl GenerationTarget {
             target.route = Some((port_of_shard, slots));
         }
         Ok(target)
+    }
+
+    /// A target without sockets yet.
+    fn empty(connections: usize) -> Result<Self, TargetError> {
+        Ok(Self {
+            poll: Poll::new().map_err(TargetError::Loop)?,
+            events: Events::with_capacity(64),
+            ports: Vec::new(),
+            connections,
+            route: None,
+            receive: vec![0; TRAIN_BYTES * BATCH_SIZE],
+            keys: BytesMut::new(),
+        })
     }
 
     /// Asks one node for the map, over a connection of its own.

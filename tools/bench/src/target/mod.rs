@@ -6,6 +6,8 @@
 //! readiness loop (mio), so that the client's cost favours none of them. A target never reads a clock to
 //! measure: times are the engine's.
 
+pub mod cluster;
+pub mod etcd;
 pub mod generation;
 pub mod memcached;
 pub mod resp;

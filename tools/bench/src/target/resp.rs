@@ -9,6 +9,7 @@ use std::time::Duration;
 use redis_protocol::resp2::decode::decode_range;
 use redis_protocol::resp2::types::RangeFrame;
 
+use super::cluster::{Cluster, Layout, Place, SLOTS};
 use super::stream::{Expected, StreamProtocol, StreamTarget};
 use super::tls::{TlsFiles, client_config};
 use super::{Completion, Connector, Failure, Outcome, Request, Target, TargetError, Token, resolve};
@@ -167,6 +168,13 @@ impl Connector for RespConnector {
         }
         let mut seed = StreamTarget::connect(&name, &[addr], tls.as_ref(), ClusterSlots::default())?;
         let slots = ClusterSlots::fetch(&name, addr, &mut seed)?;
+        if slots.owner.contains(&NOBODY) {
+            return Err(TargetError::Unreachable {
+                name,
+                addr,
+                message: "some slots have no master: wait until cluster_state is ok".to_owned(),
+            });
+        }
         let addrs: Vec<_> = (0..connections).flat_map(|_| slots.masters.iter().copied()).collect();
         Ok(Box::new(ClusterTarget {
             streams: StreamTarget::connect(&name, &addrs, tls.as_ref(), Resp::default())?,
@@ -174,6 +182,52 @@ impl Connector for RespConnector {
             masters: slots.masters,
             owner: slots.owner,
         }))
+    }
+}
+
+/// A cluster whose masters may die.
+#[derive(Clone, Debug)]
+pub struct RespCluster {
+    /// Addresses of all nodes, replicas included.
+    pub nodes: Vec<SocketAddr>,
+}
+
+impl RespCluster {
+    const NAME: &'static str = "redis-cluster";
+}
+
+impl Cluster for RespCluster {
+    fn name(&self) -> String {
+        Self::NAME.to_owned()
+    }
+
+    fn nodes(&self) -> Vec<SocketAddr> {
+        self.nodes.clone()
+    }
+
+    fn layout(&self, node: SocketAddr) -> Result<Layout, TargetError> {
+        let mut seed = StreamTarget::connect(Self::NAME, &[node], None, ClusterSlots::default())?;
+        let slots = ClusterSlots::fetch(Self::NAME, node, &mut seed)?;
+        let place = |addr: &SocketAddr| Place { addr: *addr, core: 0 };
+        Ok(Layout {
+            version: 0,
+            places: slots.masters.iter().map(place).collect(),
+            owner: slots
+                .owner
+                .iter()
+                .map(|owner| (*owner != NOBODY).then_some(*owner))
+                .collect(),
+        })
+    }
+
+    fn connect_to(&self, place: Place, connections: usize) -> Result<Box<dyn Target>, TargetError> {
+        let addrs = vec![place.addr; connections];
+        Ok(Box::new(StreamTarget::connect(
+            Self::NAME,
+            &addrs,
+            None,
+            Resp::default(),
+        )?))
     }
 }
 
@@ -232,15 +286,15 @@ impl Target for ClusterTarget {
     }
 }
 
-/// Reads `CLUSTER SLOTS` once, before the run.
+/// Stands for the master of a slot that has none.
+const NOBODY: u16 = u16::MAX;
+
+/// Reads `CLUSTER SLOTS`.
 #[derive(Debug, Default)]
 struct ClusterSlots {
     masters: Vec<SocketAddr>,
     owner: Vec<u16>,
 }
-
-/// Number of slots of a cluster.
-const SLOTS: usize = 16_384;
 
 impl StreamProtocol for ClusterSlots {
     fn encode(&mut self, _: &Request<'_>, out: &mut Vec<u8>) -> Result<Expected, &'static str> {
@@ -255,7 +309,7 @@ impl StreamProtocol for ClusterSlots {
         let RangeFrame::Array(ranges) = frame else {
             return Err("CLUSTER SLOTS was refused: is it running with cluster-enabled yes?".to_owned());
         };
-        self.owner = vec![u16::MAX; SLOTS];
+        self.owner = vec![NOBODY; SLOTS];
         for range in ranges {
             let RangeFrame::Array(range) = range else {
                 return Err("CLUSTER SLOTS: expected an array".to_owned());
@@ -287,9 +341,6 @@ impl StreamProtocol for ClusterSlots {
                 return Err(format!("CLUSTER SLOTS: a range {from} to {to}"));
             };
             owners.fill(master as u16);
-        }
-        if self.owner.contains(&u16::MAX) {
-            return Err("some slots have no master: wait until cluster_state is ok".to_owned());
         }
         Ok(Some((length, Outcome::Stored)))
     }

@@ -54,6 +54,9 @@ pub trait StreamProtocol: Send {
     fn decode(&mut self, bytes: &[u8]) -> Result<Option<(usize, Outcome)>, String>;
 }
 
+/// What a TLS session is opened with: the configuration, and the name in the server's certificate if it is not its address.
+pub type Tls = (Arc<ClientConfig>, Option<String>);
+
 /// Bytes read from a socket at once.
 const READ_BYTES: usize = 64 * 1024;
 /// A reply longer than this is taken for garbage.
@@ -87,12 +90,7 @@ pub struct StreamTarget<P> {
 
 impl<P: StreamProtocol> StreamTarget<P> {
     /// Opens one stream to each of `addrs`, over TLS when given a configuration.
-    pub fn connect(
-        name: &str,
-        addrs: &[SocketAddr],
-        tls: Option<&(Arc<ClientConfig>, Option<String>)>,
-        protocol: P,
-    ) -> Result<Self, TargetError> {
+    pub fn connect(name: &str, addrs: &[SocketAddr], tls: Option<&Tls>, protocol: P) -> Result<Self, TargetError> {
         let poll = Poll::new().map_err(TargetError::Loop)?;
         let mut connections = Vec::with_capacity(addrs.len());
         for (index, addr) in addrs.iter().enumerate() {
@@ -367,12 +365,29 @@ impl Expected {
     }
 }
 
-/// Opens one stream and finishes its TLS handshake; blocks up to [`CONNECT_TIMEOUT`].
-fn open(
+/// Opens one stream for requests and replies.
+fn open(name: &str, addr: SocketAddr, tls: Option<&Tls>) -> Result<Connection, TargetError> {
+    let (stream, tls) = dial(name, addr, tls)?;
+    Ok(Connection {
+        addr,
+        stream,
+        tls,
+        out: Vec::with_capacity(READ_BYTES),
+        sent: 0,
+        input: vec![0; READ_BYTES],
+        start: 0,
+        end: 0,
+        expected: VecDeque::new(),
+        dirty: false,
+    })
+}
+
+/// Connects a socket and finishes its TLS handshake; blocks up to [`CONNECT_TIMEOUT`]. The socket does not block from then on.
+pub(super) fn dial(
     name: &str,
     addr: SocketAddr,
-    tls: Option<&(Arc<ClientConfig>, Option<String>)>,
-) -> Result<Connection, TargetError> {
+    tls: Option<&Tls>,
+) -> Result<(TcpStream, Option<Box<ClientConnection>>), TargetError> {
     let unreachable = |error: io::Error| TargetError::Unreachable {
         name: name.to_owned(),
         addr,
@@ -406,18 +421,7 @@ fn open(
         }
     };
     stream.set_nonblocking(true).map_err(unreachable)?;
-    Ok(Connection {
-        addr,
-        stream: TcpStream::from_std(stream),
-        tls: session,
-        out: Vec::with_capacity(READ_BYTES),
-        sent: 0,
-        input: vec![0; READ_BYTES],
-        start: 0,
-        end: 0,
-        expected: VecDeque::new(),
-        dirty: false,
-    })
+    Ok((TcpStream::from_std(stream), session))
 }
 
 /// Adds what to do about the handshake failures that users meet.

@@ -1,0 +1,408 @@
+//! A shard's state machine as openraft drives it, and as the rest of the core reads it.
+//!
+//! There is one state, shared on its core: openraft's worker applies the log to it, the reactor reads from it. Nothing else changes
+//! it.
+//!
+//! # What holds
+//! - Entries are applied in order, each whole; what its operations answered goes to whoever proposed it, after it was applied.
+//! - **Snapshots are monotonic.** A snapshot that took long and is older than one installed meanwhile is thrown away; openraft is told of
+//!   the newer one.
+//! - A snapshot that cannot be written, because the disk is full or fails, is tried again with a new file; openraft, for which any
+//!   error of storage is the end, only sees that it takes long.
+//!
+//! Not here: the log, what operations mean, when snapshots are taken.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt as _};
+use generation_engine::batch::Batch;
+use generation_engine::machine::{Head, Machine};
+use generation_engine::session::SessionLimits;
+use generation_engine::{Progress, ShardConfig, SnapshotHead};
+use openraft::OptionalSend;
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft_rt::{AsyncRuntime as _, Oneshot as _, OneshotSender as _};
+
+use super::runtime::{Ambient, LocalOneshot, OneshotReceiver, OneshotSender, Runtime, yield_now};
+use super::snapshot::{self, Image, SnapshotFile};
+use super::types::{Entry, LeaderId, LogId, Payload, Place, ReplicaId, Replies, SnapshotMeta, StoredMembership, Types};
+use crate::env::disk::Disk;
+
+/// How long to wait before a snapshot that could not be written is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How often to look whether another snapshot has been finished.
+const BUSY: Duration = Duration::from_millis(20);
+
+type Snapshot<D> = openraft::storage::Snapshot<LeaderId, ReplicaId, Place, SnapshotFile<D>>;
+
+/// What a state machine is made with.
+#[derive(Debug, Clone)]
+pub struct MachineConfig {
+    /// The cluster.
+    pub cluster: u128,
+    /// The shard.
+    pub shard: u32,
+    /// Its epoch.
+    pub epoch: u32,
+    /// The configuration it begins with.
+    pub shard_config: ShardConfig,
+    /// Limits of the session table it begins with.
+    pub sessions: SessionLimits,
+    /// Ids below are taken by its first replicas.
+    pub next_replica_id: u64,
+}
+
+/// A shard's state. Clones are the same.
+pub struct StateMachine<D: Disk>(Rc<Shared<D>>);
+
+/// What the clones share.
+pub(crate) struct Shared<D: Disk> {
+    ambient: Rc<dyn Ambient>,
+    disk: D,
+    config: MachineConfig,
+    state: RefCell<State<D>>,
+}
+
+struct State<D: Disk> {
+    machine: Machine,
+    applied: Option<LogId>,
+    membership: StoredMembership,
+    snapshot: Option<SnapshotFile<D>>,
+    /// Counts how often the machine was replaced.
+    generation: u64,
+    building: bool,
+    /// What the image under way begins with.
+    heads: Option<(SnapshotHead, Head, u128)>,
+    /// Who waits until an index has been applied.
+    waiting: BTreeMap<u64, Vec<OneshotSender<()>>>,
+    entries: u64,
+}
+
+impl<D: Disk> Clone for StateMachine<D> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+impl<D: Disk> std::fmt::Debug for StateMachine<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StateMachine")
+            .field("shard", &self.0.config.shard)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<D: Disk> StateMachine<D> {
+    /// The state before the first entry. openraft puts the newest snapshot of the disk and the log in.
+    pub async fn open(ambient: Rc<dyn Ambient>, disk: D, config: MachineConfig) -> io::Result<Self> {
+        let snapshot = snapshot::find(&disk, config.cluster, config.shard).await?;
+        let state = State {
+            machine: Machine::new(config.shard_config, config.sessions, config.next_replica_id),
+            applied: None,
+            membership: StoredMembership::default(),
+            snapshot,
+            generation: 0,
+            building: false,
+            heads: None,
+            waiting: BTreeMap::new(),
+            entries: 0,
+        };
+        Ok(Self(Rc::new(Shared {
+            ambient,
+            disk,
+            config,
+            state: RefCell::new(state),
+        })))
+    }
+
+    /// Works with the state. Applying commands here would make this replica differ from the others.
+    ///
+    /// # Panics
+    /// If `work` calls back into this state machine.
+    pub fn with<T>(&self, work: impl FnOnce(&mut Machine) -> T) -> T {
+        work(&mut self.0.state.borrow_mut().machine)
+    }
+
+    /// The last entry applied.
+    pub fn applied(&self) -> Option<LogId> {
+        self.0.state.borrow().applied
+    }
+
+    /// Entries applied since the start.
+    pub fn entries(&self) -> u64 {
+        self.0.state.borrow().entries
+    }
+
+    /// Index of the last entry in the newest snapshot.
+    pub fn snapshot_index(&self) -> Option<u64> {
+        self.0.state.borrow().snapshot.as_ref()?.index()
+    }
+
+    /// Whether a snapshot is being taken.
+    pub fn is_building(&self) -> bool {
+        self.0.state.borrow().building
+    }
+
+    /// What this was made with.
+    pub fn config(&self) -> &MachineConfig {
+        &self.0.config
+    }
+
+    pub(crate) fn disk(&self) -> &D {
+        &self.0.disk
+    }
+
+    /// Completes when the entry at `index` has been applied, or is lost with the replica.
+    pub fn reached(&self, index: u64) -> OneshotReceiver<()> {
+        let (sender, receiver) = LocalOneshot::channel();
+        let mut state = self.0.state.borrow_mut();
+        if state.applied.is_some_and(|applied| applied.index >= index) {
+            let _ = sender.send(());
+        } else {
+            state.waiting.entry(index).or_default().push(sender);
+        }
+        receiver
+    }
+
+    fn apply_one(&self, entry: &Entry, wants_replies: bool) -> io::Result<Replies> {
+        let mut state = self.0.state.borrow_mut();
+        let state = &mut *state;
+        let index = entry.log_id.index;
+        let mut replies = Vec::new();
+        match &entry.payload {
+            Payload::Normal(commands) => {
+                let batch = Batch::parse(&commands.0).map_err(|error| {
+                    let shard = self.0.config.shard;
+                    let message = format!("log entry {index} of shard {shard} cannot be read: {error}");
+                    io::Error::new(io::ErrorKind::InvalidData, message)
+                })?;
+                state.machine.apply(index, &batch, |_, reply| {
+                    if wants_replies {
+                        replies.push(reply);
+                    }
+                });
+            }
+            Payload::Blank => state.machine.skip(index),
+            Payload::Membership(membership) => {
+                state.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
+                state.machine.skip(index);
+            }
+        }
+        state.entries += 1;
+        state.advance(entry.log_id);
+        Ok(Replies { replies })
+    }
+}
+
+impl<D: Disk> State<D> {
+    fn advance(&mut self, applied: LogId) {
+        self.applied = Some(applied);
+        while let Some(first) = self.waiting.first_entry()
+            && *first.key() <= applied.index
+        {
+            for sender in first.remove() {
+                // Who waited may have given up.
+                let _ = sender.send(());
+            }
+        }
+    }
+
+    fn meta(&self) -> SnapshotMeta {
+        SnapshotMeta {
+            last_log_id: self.applied,
+            last_membership: self.membership.clone(),
+        }
+    }
+}
+
+impl<D: Disk> Shared<D> {
+    pub(crate) fn ambient(&self) -> &dyn Ambient {
+        &*self.ambient
+    }
+
+    pub(crate) fn disk(&self) -> &D {
+        &self.disk
+    }
+
+    pub(crate) fn config(&self) -> &MachineConfig {
+        &self.config
+    }
+
+    /// Begins an image of the state as it is now. `None`: one that was given up has not been walked to its end yet; a part of that was
+    /// done.
+    fn begin(&self) -> Option<Image> {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let entries = state.machine.shard_mut().snapshot_begin();
+        let Ok(entries) = entries else {
+            state.machine.shard_mut().snapshot_abandon();
+            let mut left = Progress::More;
+            while left == Progress::More {
+                left = state.machine.shard_mut().snapshot_slice(4096, |_| ());
+            }
+            return None;
+        };
+        state.machine.sessions_mut().image_begin();
+        state.heads = Some((entries, state.machine.head(), state.machine.state_hash()));
+        Some(Image {
+            meta: state.meta(),
+            generation: state.generation,
+        })
+    }
+
+    /// What an image begins with; `None` if the state was replaced since.
+    pub(crate) fn heads(&self, image: &Image) -> Option<(SnapshotHead, Head, u128)> {
+        let state = self.state.borrow();
+        state.heads.filter(|_| state.generation == image.generation)
+    }
+
+    /// Takes a slice of an image; `None` if the state was replaced since.
+    pub(crate) fn with_image<T>(&self, image: &Image, work: impl FnOnce(&mut Machine) -> T) -> Option<T> {
+        let mut state = self.state.borrow_mut();
+        (state.generation == image.generation).then(|| work(&mut state.machine))
+    }
+
+    /// Gives an image up.
+    pub(crate) fn abandon(&self, image: &Image) {
+        let abandoned = self.with_image(image, |machine| {
+            machine.shard_mut().snapshot_abandon();
+            machine.sessions_mut().image_abandon();
+        });
+        // Nothing to give up where the state was replaced.
+        let _: Option<()> = abandoned;
+    }
+
+    /// Puts a durable snapshot in the place of an older one; a newer one stays, and is returned.
+    async fn keep(&self, built: SnapshotFile<D>) -> SnapshotFile<D> {
+        let (kept, old) = {
+            let mut state = self.state.borrow_mut();
+            match &state.snapshot {
+                Some(current) if current.path == built.path => return built,
+                Some(current) if current.index() >= built.index() => (current.clone(), Some(built)),
+                _ => {
+                    let old = state.snapshot.replace(built.clone());
+                    (built, old)
+                }
+            }
+        };
+        if let Some(old) = old
+            && let Err(error) = self.disk.remove(&old.path).await
+        {
+            // It only takes space, and the next start removes it.
+            tracing::warn!(path = &*old.path, %error, "an old snapshot cannot be removed");
+        }
+        kept
+    }
+
+    fn current(&self) -> Option<SnapshotFile<D>> {
+        self.state.borrow().snapshot.clone()
+    }
+}
+
+fn as_snapshot<D: Disk>(file: SnapshotFile<D>) -> Snapshot<D> {
+    openraft::storage::Snapshot {
+        meta: file.meta.clone(),
+        snapshot: file,
+    }
+}
+
+/// Takes snapshots of a state machine, one at a time.
+pub struct SnapshotBuilder<D: Disk>(Rc<Shared<D>>);
+
+impl<D: Disk> std::fmt::Debug for SnapshotBuilder<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SnapshotBuilder").finish_non_exhaustive()
+    }
+}
+
+impl<D: Disk> RaftSnapshotBuilder<Types> for SnapshotBuilder<D> {
+    type SnapshotData = SnapshotFile<D>;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot<D>, io::Error> {
+        let shared = &self.0;
+        // One at a time: who comes second waits and takes what there is then, if that is enough.
+        let asked = shared.state.borrow().applied;
+        while shared.state.borrow().building {
+            Runtime::sleep(BUSY).await;
+            if let Some(current) = shared.current().filter(|current| current.meta.last_log_id >= asked) {
+                return Ok(as_snapshot(current));
+            }
+        }
+        shared.state.borrow_mut().building = true;
+        let built = loop {
+            let Some(image) = shared.begin() else {
+                yield_now().await;
+                continue;
+            };
+            match snapshot::write(shared, &image).await {
+                Ok(Some(built)) => break shared.keep(built).await,
+                Ok(None) => {
+                    if let Some(newer) = shared.current() {
+                        break newer;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(shard = shared.config.shard, %error, "a snapshot cannot be written; it is tried again");
+                    Runtime::sleep(RETRY).await;
+                }
+            }
+        };
+        shared.state.borrow_mut().building = false;
+        Ok(as_snapshot(built))
+    }
+}
+
+impl<D: Disk> RaftStateMachine<Types> for StateMachine<D> {
+    type SnapshotData = SnapshotFile<D>;
+    type SnapshotBuilder = SnapshotBuilder<D>;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        let state = self.0.state.borrow();
+        Ok((state.applied, state.membership.clone()))
+    }
+
+    async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + OptionalSend,
+    {
+        while let Some(next) = entries.next().await {
+            let (entry, responder) = next?;
+            let replies = self.apply_one(&entry, responder.is_some())?;
+            if let Some(responder) = responder {
+                responder.send(replies);
+            }
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder<D> {
+        SnapshotBuilder(Rc::clone(&self.0))
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile<D>) -> Result<(), io::Error> {
+        let shared = &self.0;
+        if shared.state.borrow().applied < meta.last_log_id || meta.last_log_id.is_none() {
+            let loaded = snapshot::load(&shared.config, &snapshot).await?;
+            let mut state = shared.state.borrow_mut();
+            state.machine = loaded.machine;
+            state.membership = loaded.meta.last_membership;
+            state.generation += 1;
+            state.heads = None;
+            match loaded.meta.last_log_id {
+                Some(applied) => state.advance(applied),
+                None => state.applied = None,
+            }
+        }
+        shared.keep(snapshot).await;
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<D>>, io::Error> {
+        Ok(self.0.current().map(as_snapshot))
+    }
+}

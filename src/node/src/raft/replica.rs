@@ -1,0 +1,558 @@
+//! One shard's replica on this node: its Raft group's member, its state, and how the rest of the core asks things of it.
+//!
+//! ```text
+//! propose ─▶ openraft ─▶ journal ∥ followers ─▶ committed ─▶ applied ─▶ the proposal's callback, with the replies
+//! read    ─▶ gate: all reads of a turn, one confirmation ─▶ applied as far ─▶ read from the state
+//! ```
+//!
+//! # What holds
+//! - **A proposal has one end.** [`Outcome::NotProposed`] says that nothing was appended anywhere; everything that is neither that nor
+//!   applied is in doubt, however it was lost.
+//! - **A read is confirmed after it was asked for.** One that comes while a confirmation is under way waits for the next.
+//! - A follower asks the leader for the index and waits until it has applied that itself.
+//! - A leader never goes on in its old term after a restart: with a lost tail the same log id would come twice.
+//!
+//! Not here: requests and replies of clients, sessions of theirs, when a snapshot is due.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::Future as _;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
+use openraft::raft::ClientWriteResult;
+use openraft::{Config, Raft, ReadPolicy, ServerState, SnapshotPolicy};
+use openraft_rt::{AsyncRuntime as _, Instant as _, Oneshot as _, OneshotSender as _};
+
+use super::journal::Journal;
+use super::machine::{MachineConfig, StateMachine};
+use super::network::{Network, Transport};
+use super::runtime::{
+    Ambient, CoreInstant, LocalOneshot, OneshotReceiver, OneshotSender, Runtime, WatchReceiver, yield_now,
+};
+use super::snapshot::{Expected, Incoming};
+use super::types::{Callback, Commands, LogId, Place, ReplicaId, Replies, Types};
+use super::wire::{self, Chunks, ChunksReply, ReadIndexReply, kind};
+use crate::env::disk::Disk;
+
+/// How patient replicas are with each other.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// How often a leader says that it is one.
+    pub heartbeat: Duration,
+    /// Shortest silence after which a follower becomes a candidate.
+    pub election_min: Duration,
+    /// Longest silence.
+    pub election_max: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(100),
+            election_min: Duration::from_millis(300),
+            election_max: Duration::from_millis(600),
+        }
+    }
+}
+
+/// What a replica is started with.
+#[derive(Debug, Clone)]
+pub struct ReplicaConfig {
+    /// Its id.
+    pub id: ReplicaId,
+    /// Its state machine's part.
+    pub machine: MachineConfig,
+    /// The replicas with which the shard begins. All of them are given the same.
+    pub members: BTreeMap<ReplicaId, Place>,
+    /// Whether the shard begins now: a replica without a log becomes one of `members`. Otherwise it waits until a leader brings it the
+    /// log.
+    pub form: bool,
+    /// Patience.
+    pub timing: Timing,
+}
+
+/// Why a replica was not started, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ReplicaError {
+    /// Its snapshots cannot be looked at.
+    #[error("shard {shard}: {error}")]
+    Snapshots {
+        /// The shard.
+        shard: u32,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// openraft does not take what it was given.
+    #[error("shard {shard} cannot start: {error}")]
+    Start {
+        /// The shard.
+        shard: u32,
+        /// What it said.
+        error: String,
+    },
+}
+
+/// What became of a proposal.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was committed and applied.
+    Applied {
+        /// Where it stands in the log.
+        log_id: LogId,
+        /// What its operations answered.
+        replies: Replies,
+    },
+    /// Nothing was appended, here or elsewhere: this replica does not lead.
+    NotProposed(Option<Leader>),
+    /// It may have been applied, may be yet, or never will be.
+    InDoubt,
+}
+
+/// Who leads a shard, as far as this replica knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leader {
+    /// The replica.
+    pub replica: ReplicaId,
+    /// Where it lives.
+    pub place: Place,
+    /// Its term.
+    pub term: u64,
+}
+
+/// Why a read cannot be served here now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ReadError {
+    /// The leader has to be asked, and it is not who was thought or not known.
+    #[error("this replica does not lead the shard")]
+    NotLeader(Option<Leader>),
+    /// No majority has confirmed who leads in time.
+    #[error("no majority of the shard's replicas answers")]
+    NoQuorum,
+    /// The replica has stopped.
+    #[error("the replica has stopped")]
+    Stopped,
+}
+
+/// What is known of a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReplicaStatus {
+    /// Its id.
+    pub id: ReplicaId,
+    /// The current term.
+    pub term: u64,
+    /// Whether it leads.
+    pub leads: bool,
+    /// Who leads, if anybody.
+    pub leader: Option<Leader>,
+    /// The last entry applied.
+    pub applied: Option<LogId>,
+    /// Index of the last entry in its newest snapshot.
+    pub snapshot: Option<u64>,
+    /// A digest of the state at `applied`.
+    pub state_hash: u128,
+}
+
+type Confirmed = Result<LogId, ReadError>;
+
+/// Reads waiting for a confirmation.
+#[derive(Default)]
+struct Gate {
+    waiting: RefCell<Vec<OneshotSender<Confirmed>>>,
+    busy: Cell<bool>,
+}
+
+struct Inner<D: Disk, T> {
+    raft: Raft<Types, StateMachine<D>>,
+    machine: StateMachine<D>,
+    transport: T,
+    metrics: WatchReceiver<openraft::metrics::RaftServerMetrics<Types>>,
+    config: ReplicaConfig,
+    gate: Gate,
+    incoming: RefCell<Option<Incoming<D>>>,
+}
+
+/// A shard's replica. Clones are the same.
+pub struct Replica<D: Disk, T>(Rc<Inner<D, T>>);
+
+impl<D: Disk, T> Clone for Replica<D, T> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+impl<D: Disk, T> std::fmt::Debug for Replica<D, T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Replica")
+            .field("shard", &self.0.config.machine.shard)
+            .field("id", &self.0.config.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<D: Disk, T: Transport> Replica<D, T> {
+    /// Starts a replica with what the journal and the disk have of it.
+    pub async fn start(
+        ambient: Rc<dyn Ambient>,
+        journal: &Journal<D>,
+        disk: D,
+        transport: T,
+        config: ReplicaConfig,
+    ) -> Result<Self, ReplicaError> {
+        let shard = config.machine.shard;
+        let machine = StateMachine::open(ambient, disk, config.machine.clone());
+        let machine = machine
+            .await
+            .map_err(|error| ReplicaError::Snapshots { shard, error })?;
+        let failed = |error: &dyn std::fmt::Display| ReplicaError::Start {
+            shard,
+            error: error.to_string(),
+        };
+        let raft_config = raft_config(&config).validate().map_err(|error| failed(&error))?;
+        let network = Network::new(transport.clone(), shard as u16, config.id);
+        let log = journal.shard(shard, config.id);
+        let raft = Raft::new(config.id, Arc::new(raft_config), network, log, machine.clone());
+        let raft = raft.await.map_err(|error| failed(&error))?;
+        if config.form && !raft.is_initialized().await.map_err(|error| failed(&error))? {
+            match raft.initialize(config.members.clone()).await {
+                // Another replica was quicker, and has elected itself meanwhile.
+                Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+                Err(error) => return Err(failed(&error)),
+            }
+        }
+        Ok(Self(Rc::new(Inner {
+            metrics: raft.server_metrics(),
+            raft,
+            machine,
+            transport,
+            config,
+            gate: Gate::default(),
+            incoming: RefCell::new(None),
+        })))
+    }
+
+    /// Its state.
+    pub fn machine(&self) -> &StateMachine<D> {
+        &self.0.machine
+    }
+
+    /// openraft's handle, for changes of membership and transfers of leadership.
+    pub fn raft(&self) -> &Raft<Types, StateMachine<D>> {
+        &self.0.raft
+    }
+
+    /// Whether this replica leads, as far as it knows.
+    pub fn leads(&self) -> bool {
+        self.0.metrics.borrow_watched().state == ServerState::Leader
+    }
+
+    /// Who leads, as far as this replica knows.
+    pub fn leader(&self) -> Option<Leader> {
+        let metrics = self.0.metrics.borrow_watched();
+        let replica = metrics.current_leader?;
+        let place = *metrics.membership_config.get_node(&replica)?;
+        let term = metrics.vote.leader_id.term;
+        Some(Leader { replica, place, term })
+    }
+
+    /// What is known of it.
+    pub fn status(&self) -> ReplicaStatus {
+        let leader = self.leader();
+        let term = self.0.metrics.borrow_watched().vote.leader_id.term;
+        ReplicaStatus {
+            id: self.0.config.id,
+            term,
+            leads: self.leads(),
+            leader,
+            applied: self.0.machine.applied(),
+            snapshot: self.0.machine.snapshot_index(),
+            state_hash: self.0.machine.with(|machine| machine.state_hash()),
+        }
+    }
+
+    /// Proposes one log entry. `done` is called exactly once, now or later.
+    pub fn propose(&self, commands: Bytes, done: impl FnOnce(Outcome) + 'static) {
+        let proposal = Proposal {
+            done: Some(Box::new(done)),
+            sent: Rc::new(Cell::new(false)),
+        };
+        let sent = Rc::clone(&proposal.sent);
+        let callback = Callback::new(move |result| proposal.end(result));
+        let write = self.0.raft.client_write_ff(Commands(commands), Some(callback));
+        let mut write = std::pin::pin!(write);
+        // The queue is far longer than a turn's entries; should it be full, the proposal is dropped, and was not sent.
+        sent.set(true);
+        if write
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+            .is_pending()
+        {
+            sent.set(false);
+        }
+    }
+
+    /// Waits until this replica may answer a read with everything that was acknowledged before this call; returns the entry up to
+    /// which it has applied at least.
+    pub async fn linearize(&self) -> Confirmed {
+        if let Some(applied) = self.alone() {
+            return Ok(applied);
+        }
+        let confirmed = self.confirmation().await.map_err(|_| ReadError::Stopped)??;
+        self.0
+            .machine
+            .reached(confirmed.index)
+            .await
+            .map_err(|_| ReadError::Stopped)?;
+        Ok(confirmed)
+    }
+
+    /// Where there is only one voter, and it leads and has applied an entry of its own term, it needs to ask nobody.
+    pub fn alone(&self) -> Option<LogId> {
+        let metrics = self.0.metrics.borrow_watched();
+        let alone = metrics.state == ServerState::Leader && metrics.membership_config.voter_ids().count() == 1;
+        let applied = self.0.machine.applied()?;
+        (alone && applied.leader_id == metrics.vote.leader_id).then_some(applied)
+    }
+
+    /// Asks for a snapshot, unless one is being taken.
+    pub async fn snapshot(&self) {
+        if !self.0.machine.is_building() {
+            // It has stopped, and everybody else learns that elsewhere.
+            let _ = self.0.raft.trigger().snapshot().await;
+        }
+    }
+
+    /// Stops it. It answers nobody any more.
+    pub async fn stop(&self) {
+        // Its task has ended one way or the other.
+        let _ = self.0.raft.shutdown().await;
+    }
+
+    /// Answers a request of another node's.
+    pub async fn handle(&self, kind: u8, mut payload: Bytes) -> Bytes {
+        match wire::addressee(&mut payload) {
+            Ok(to) if to == self.0.config.id => {}
+            _ => return wire::reply(None::<&()>),
+        }
+        let raft = &self.0.raft;
+        match kind {
+            kind::VOTE => match wire::read(payload) {
+                Ok(request) => wire::reply(raft.vote(request).await.ok().as_ref()),
+                Err(_) => wire::reply(None::<&()>),
+            },
+            kind::PRE_VOTE => match wire::read(payload) {
+                Ok(request) => wire::reply(raft.pre_vote(request).await.ok().as_ref()),
+                Err(_) => wire::reply(None::<&()>),
+            },
+            kind::APPEND => match wire::read(payload) {
+                Ok(request) => wire::reply(raft.append_entries(request).await.ok().as_ref()),
+                Err(_) => wire::reply(None::<&()>),
+            },
+            kind::TRANSFER => match wire::read(payload) {
+                Ok(request) => wire::reply(raft.handle_transfer_leader(request).await.ok().as_ref()),
+                Err(_) => wire::reply(None::<&()>),
+            },
+            kind::SNAPSHOT => match wire::read(payload) {
+                Ok(chunks) => wire::reply(self.receive(chunks).await.as_ref()),
+                Err(_) => wire::reply(None::<&()>),
+            },
+            kind::READ_INDEX => wire::reply(Some(&self.read_index().await)),
+            _ => wire::reply(None::<&()>),
+        }
+    }
+
+    /// Answers a follower that wants to read.
+    async fn read_index(&self) -> ReadIndexReply {
+        if !self.leads() {
+            return ReadIndexReply::NotLeader(self.leader().map(|leader| (leader.replica, leader.place)));
+        }
+        match self.confirmation().await {
+            Ok(Ok(log_id)) => ReadIndexReply::At(log_id),
+            Ok(Err(ReadError::NotLeader(leader))) => {
+                ReadIndexReply::NotLeader(leader.map(|leader| (leader.replica, leader.place)))
+            }
+            Ok(Err(ReadError::NoQuorum | ReadError::Stopped)) | Err(_) => ReadIndexReply::NoQuorum,
+        }
+    }
+
+    /// The next confirmation that begins.
+    fn confirmation(&self) -> OneshotReceiver<Confirmed> {
+        let (sender, receiver) = LocalOneshot::channel();
+        let gate = &self.0.gate;
+        gate.waiting.borrow_mut().push(sender);
+        if !gate.busy.replace(true) {
+            let replica = self.clone();
+            drop(Runtime::spawn(async move { replica.confirm_all().await }));
+        }
+        receiver
+    }
+
+    async fn confirm_all(&self) {
+        let gate = &self.0.gate;
+        loop {
+            // Whatever else is asked for in this turn shares the confirmation.
+            yield_now().await;
+            let waiting = gate.waiting.take();
+            if waiting.is_empty() {
+                gate.busy.set(false);
+                return;
+            }
+            let confirmed = if self.leads() {
+                self.confirm().await
+            } else {
+                self.ask_leader().await
+            };
+            for sender in waiting {
+                // Who asked may have given up.
+                let _ = sender.send(confirmed);
+            }
+        }
+    }
+
+    /// How long to wait for a majority: within it a new leader would have been elected.
+    fn patience(&self) -> Duration {
+        self.0.config.timing.election_max * 2
+    }
+
+    async fn confirm(&self) -> Confirmed {
+        let read = self.0.raft.get_read_log_id(ReadPolicy::ReadIndex);
+        match Runtime::timeout(self.patience(), read).await {
+            Ok(Ok((read, _))) => Ok(*read.log_id()),
+            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_)))) => {
+                Err(ReadError::NotLeader(self.leader()))
+            }
+            Ok(Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)))) | Err(_) => {
+                Err(ReadError::NoQuorum)
+            }
+            Ok(Err(RaftError::Fatal(_))) => Err(ReadError::Stopped),
+        }
+    }
+
+    async fn ask_leader(&self) -> Confirmed {
+        let Some(leader) = self.leader() else {
+            return Err(ReadError::NotLeader(None));
+        };
+        let deadline = CoreInstant::now() + self.patience();
+        let request = wire::request(leader.replica, &());
+        let shard = self.0.config.machine.shard as u16;
+        let call = self
+            .0
+            .transport
+            .call(leader.place.node, shard, kind::READ_INDEX, request, deadline.get());
+        let Ok(reply) = call.await else {
+            return Err(ReadError::NoQuorum);
+        };
+        match wire::read_reply(reply) {
+            Ok(Some(ReadIndexReply::At(log_id))) => Ok(log_id),
+            Ok(Some(ReadIndexReply::NoQuorum)) => Err(ReadError::NoQuorum),
+            // The next that asks will know the leader better.
+            Ok(Some(ReadIndexReply::NotLeader(_)) | None) | Err(_) => Err(ReadError::NotLeader(None)),
+        }
+    }
+
+    /// Takes in chunks of the leader's snapshot. `None`: they cannot be used.
+    async fn receive(&self, chunks: Chunks) -> Option<ChunksReply> {
+        let config = &self.0.config.machine;
+        let held = self.0.incoming.take();
+        let begun = match held.filter(|incoming| incoming.id() == chunks.snapshot) {
+            Some(incoming) => Ok(incoming),
+            None => Incoming::begin(self.0.machine.disk(), config.cluster, config.shard, chunks.snapshot).await,
+        };
+        let mut incoming = match begun {
+            Ok(incoming) => incoming,
+            Err(error) => return self.unusable(&error),
+        };
+        if let Err(error) = incoming.take(chunks.offset, &chunks.bytes).await {
+            return self.unusable(&error);
+        }
+        if let Expected::Offset(offset) = incoming.expected() {
+            self.0.incoming.replace(Some(incoming));
+            return Some(ChunksReply::GoOn(offset));
+        }
+        let file = match incoming.finish().await {
+            Ok(file) => file,
+            Err(error) => return self.unusable(&error),
+        };
+        let snapshot = openraft::storage::Snapshot {
+            meta: file.meta.clone(),
+            snapshot: file,
+        };
+        let installed = self.0.raft.install_full_snapshot(chunks.vote, snapshot).await.ok()?;
+        Some(ChunksReply::Installed(installed.vote))
+    }
+
+    fn unusable(&self, error: &io::Error) -> Option<ChunksReply> {
+        tracing::warn!(shard = self.0.config.machine.shard, %error, "a snapshot from the leader cannot be received");
+        None
+    }
+}
+
+/// A proposal on its way. Dropped without a result, it is in doubt, or was never sent.
+struct Proposal {
+    done: Option<Box<dyn FnOnce(Outcome)>>,
+    sent: Rc<Cell<bool>>,
+}
+
+impl Proposal {
+    fn end(mut self, result: ClientWriteResult<Types>) {
+        let outcome = match result {
+            Ok(response) => Outcome::Applied {
+                log_id: response.log_id,
+                replies: response.data,
+            },
+            Err(ClientWriteError::ForwardToLeader(forward)) => {
+                let leader = forward.leader_id.zip(forward.leader_node);
+                Outcome::NotProposed(leader.map(|(replica, place)| Leader {
+                    replica,
+                    place,
+                    term: 0,
+                }))
+            }
+            Err(_) => Outcome::InDoubt,
+        };
+        if let Some(done) = self.done.take() {
+            done(outcome);
+        }
+    }
+}
+
+impl Drop for Proposal {
+    fn drop(&mut self) {
+        if let Some(done) = self.done.take() {
+            done(if self.sent.get() {
+                Outcome::InDoubt
+            } else {
+                Outcome::NotProposed(None)
+            });
+        }
+    }
+}
+
+fn raft_config(config: &ReplicaConfig) -> Config {
+    let Timing {
+        heartbeat,
+        election_min,
+        election_max,
+    } = config.timing;
+    Config {
+        cluster_name: format!("shard-{}", config.machine.shard),
+        heartbeat_interval: heartbeat.as_millis() as u64,
+        election_timeout_min: election_min.as_millis() as u64,
+        election_timeout_max: election_max.as_millis() as u64,
+        // An entry holds a whole turn: a few dozen fill a message.
+        max_payload_entries: 64,
+        // When is this node's matter: see `forced_snapshot` of the journal.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: 0,
+        enable_pre_vote: Some(true),
+        // With it a restarted leader goes on in its old term, and what it appended and lost is appended again with other contents.
+        enable_leader_restore: Some(false),
+        ..Config::default()
+    }
+}
