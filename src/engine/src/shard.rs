@@ -192,6 +192,9 @@ impl Shard {
             for &(_, hash) in &window[..held] {
                 self.store.prefetch_entry(hash);
             }
+            for &(_, hash) in &window[..held] {
+                self.store.prefetch_neighbours(hash);
+            }
             for (number, (command, hash)) in (first..).zip(&window[..held]) {
                 each(number, self.apply_hashed(command, *hash));
             }

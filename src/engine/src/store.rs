@@ -231,6 +231,14 @@ impl Store {
         }
     }
 
+    /// The entry that `hash` probably names, which has been fetched, will be touched soon.
+    #[inline]
+    pub(crate) fn prefetch_neighbours(&self, hash: u64) {
+        if let Some(entry) = self.index.guess(hash) {
+            self.prefetch_touch(entry);
+        }
+    }
+
     /// What [`Store::touch`] will write to will be written soon.
     #[inline]
     fn prefetch_touch(&self, entry: Ref) {
