@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BenchmarkId, Criterion, Throughput};
-use generation_benches::engine::{Leader, PAYLOAD_BYTES, Random, SlabLru, VALUE_BYTES, cpu_time, key};
-use generation_engine::Policy;
+use generation_benches::engine::{Leader, PAYLOAD_BYTES, Payload, Random, SlabLru, VALUE_BYTES, cpu_time, key};
+use generation_engine::{Policy, Progress};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -84,7 +84,7 @@ fn get_batch_16(criterion: &mut Criterion<CpuTime>, entries: u64) {
     }
 }
 
-/// Writes of new keys into a full cache.
+/// Writes of new keys into a full cache: one a log entry, and what a turn of a busy core brings.
 fn put_that_evicts(criterion: &mut Criterion<CpuTime>, entries: u64) {
     let mut group = criterion.benchmark_group(format!("put that evicts, {} M entries", entries / 1_000_000));
     group.throughput(Throughput::Elements(1)).sample_size(30);
@@ -117,16 +117,67 @@ fn put_that_evicts(criterion: &mut Criterion<CpuTime>, entries: u64) {
                 n += 1;
             });
         });
+        group.throughput(Throughput::Elements(BATCH as u64));
+        group.bench_function(
+            BenchmarkId::new("engine, 16 a log entry", format!("{policy:?}")),
+            |bencher| {
+                bencher.iter(|| {
+                    let keys: [[u8; 16]; BATCH] = std::array::from_fn(|at| key(n + at as u64));
+                    leader.put_batch(&keys, &[n as u8; VALUE_BYTES]);
+                    n += BATCH as u64;
+                });
+            },
+        );
+        group.throughput(Throughput::Elements(1));
     }
 }
 
-/// Every entry weighs the same.
-#[derive(Clone)]
-struct Payload;
+/// A growing shard: the mean of a put, splits and fresh memory included. The longest one is the example `engine_figures longest`.
+fn put_while_growing(criterion: &mut Criterion<CpuTime>) {
+    let mut group = criterion.benchmark_group("put while growing");
+    group.throughput(Throughput::Elements(1)).sample_size(10);
+    for policy in [Policy::Lru, Policy::S3Fifo] {
+        let mut leader = Leader::new(policy, u64::MAX);
+        let mut n = 0;
+        group.bench_function(BenchmarkId::new("engine", format!("{policy:?}")), |bencher| {
+            bencher.iter(|| {
+                leader.put(&key(n), &[n as u8; VALUE_BYTES]);
+                n += 1;
+            });
+        });
+    }
+}
 
-impl<K, V> quick_cache::Weighter<K, V> for Payload {
-    fn weight(&self, _: &K, _: &V) -> u64 {
-        PAYLOAD_BYTES
+/// Reads, nine in ten operations, before and while a snapshot runs, a slice of it every 32 operations.
+fn get_while_a_snapshot_runs(criterion: &mut Criterion<CpuTime>, entries: u64) {
+    const TURN: u64 = 32;
+    const SLICE: usize = 128;
+    let mut group = criterion.benchmark_group(format!(
+        "90 % get, 10 % put, {} M entries, a snapshot",
+        entries / 1_000_000
+    ));
+    group.throughput(Throughput::Elements(TURN)).sample_size(30);
+    for policy in [Policy::Lru, Policy::S3Fifo] {
+        let mut leader = Leader::filled(policy, entries);
+        let mut random = Random(9);
+        for running in [false, true] {
+            let name = if running { "running" } else { "not running" };
+            group.bench_function(BenchmarkId::new(name, format!("{policy:?}")), |bencher| {
+                bencher.iter(|| {
+                    if running && leader.shard.snapshot_slice(SLICE, |_| {}) == Progress::Done {
+                        leader.shard.snapshot_begin().expect("none is under way");
+                    }
+                    for _ in 0..TURN {
+                        let key = key(random.below(entries));
+                        if random.below(10) == 0 {
+                            leader.put(&key, &[1; VALUE_BYTES]);
+                        } else {
+                            black_box(leader.shard.get(&key).map(|entry| entry.value[0]));
+                        }
+                    }
+                });
+            });
+        }
     }
 }
 
@@ -139,5 +190,7 @@ fn main() {
     put_that_evicts(&mut criterion, 1_000_000);
     get_batch_16(&mut criterion, 1_000_000);
     get_batch_16(&mut criterion, 10_000_000);
+    put_while_growing(&mut criterion);
+    get_while_a_snapshot_runs(&mut criterion, 1_000_000);
     criterion.final_summary();
 }

@@ -1,44 +1,140 @@
 //! Figures of the shard engine that are not a time per operation: memory, the longest operation, memory under drifting sizes, and
-//! what a snapshot does to reads.
+//! what a snapshot does to reads; and ratios to the yardsticks, taken in turns with them, so that what else the machine does
+//! befalls both.
 //!
-//! `cargo run --release -p generation-benches --example engine_figures -- [overhead|longest|drift|snapshot] [MILLION ENTRIES]`
+//! `cargo run --release -p generation-benches --example engine_figures -- ROW [MILLION ENTRIES]`
+//!
+//! Rows: `overhead`, `longest`, `drift`, `snapshot`, `get`, `put`; without one, all.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use generation_benches::engine::{Leader, PAYLOAD_BYTES, Random, VALUE_BYTES, cpu_time, key, resident_bytes};
+use generation_benches::engine::{
+    Leader, PAYLOAD_BYTES, Payload, Random, SlabLru, VALUE_BYTES, cpu_time, key, resident_bytes,
+};
 use generation_engine::{Policy, Progress};
 use hdrhistogram::Histogram;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+/// A row: its name, how many million entries it is about unless told, and what prints it.
+type Row = (&'static str, u64, fn(Policy, u64));
+
+const ROWS: [Row; 6] = [
+    ("overhead", 1, overhead),
+    ("longest", 10, longest),
+    ("drift", 1, drift),
+    ("snapshot", 1, snapshot),
+    ("get", 10, get),
+    ("put", 1, put),
+];
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let what = arguments.first().map_or("all", String::as_str);
+    let wanted = arguments.first();
     let millions = arguments.get(1).and_then(|text| text.parse::<u64>().ok());
-    let entries = |default: u64| millions.unwrap_or(default) * 1_000_000;
-    let all = what == "all";
-    if all || what == "overhead" {
-        for policy in [Policy::Lru, Policy::S3Fifo] {
-            overhead(policy, entries(1));
+    for (name, usual, row) in ROWS {
+        if wanted.is_none_or(|wanted| wanted == name) {
+            for policy in [Policy::Lru, Policy::S3Fifo] {
+                row(policy, millions.unwrap_or(usual) * 1_000_000);
+            }
         }
     }
-    if all || what == "longest" {
-        for policy in [Policy::Lru, Policy::S3Fifo] {
-            longest(policy, entries(10));
+}
+
+/// Keys of a batch: what arrives in one turn of a busy core.
+const BATCH: usize = 16;
+
+/// Runs `yardstick` and `engine`, each a round of `operations`, in turns; prints the median ratio of their CPU times.
+fn in_turns(what: &str, operations: u64, mut yardstick: impl FnMut(), mut engine: impl FnMut()) {
+    const ROUNDS: usize = 15;
+    let time = |run: &mut dyn FnMut()| {
+        let before = cpu_time();
+        run();
+        cpu_time().saturating_sub(before).as_nanos() as f64 / operations as f64
+    };
+    let mut rounds: Vec<_> = (0..ROUNDS)
+        .map(|_| (time(&mut yardstick), time(&mut engine)))
+        .map(|(yardstick, engine)| (yardstick / engine, yardstick, engine))
+        .collect();
+    rounds.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (ratio, yardstick, engine) = rounds[ROUNDS / 2];
+    println!(
+        "{what}: {ratio:.2} times as fast ({:.2} to {:.2}); {yardstick:.0} ns against {engine:.0}",
+        rounds[0].0,
+        rounds[ROUNDS - 1].0
+    );
+}
+
+/// Uniform reads, in batches, beside hashbrown one by one.
+fn get(policy: Policy, entries: u64) {
+    const BATCHES: u64 = 8_192;
+    let draw = |random: &mut Random| -> [[u8; 16]; BATCH] { std::array::from_fn(|_| key(random.below(entries))) };
+    let mut slab = SlabLru::filled(entries);
+    let mut leader = Leader::filled(policy, entries);
+    let (mut for_slab, mut for_engine) = (Random(1), Random(1));
+    in_turns(
+        &format!("get, batch of {BATCH}, {entries} entries uniform, {policy:?} beside hashbrown"),
+        BATCHES * BATCH as u64,
+        || {
+            for _ in 0..BATCHES {
+                for key in draw(&mut for_slab) {
+                    black_box(slab.get(&key).map(|value| value[0]));
+                }
+            }
+        },
+        || {
+            for _ in 0..BATCHES {
+                leader.shard.get_batch(&draw(&mut for_engine), |_, entry| {
+                    black_box(entry.map(|entry| entry.value[0]));
+                });
+            }
+        },
+    );
+}
+
+/// Writes of new keys into a full cache, one a log entry and a batch of them, beside `quick_cache`.
+fn put(policy: Policy, entries: u64) {
+    const BATCHES: u64 = 12_500;
+    let mut cache = quick_cache::unsync::Cache::with_weighter(entries as usize, entries * PAYLOAD_BYTES, Payload);
+    let mut next = 0;
+    let mut insert = move |times: u64| {
+        for n in next..next + times {
+            cache.insert(key(n), vec![n as u8; VALUE_BYTES].into_boxed_slice());
         }
+        next += times;
+    };
+    insert(entries * 2);
+    let mut leader = Leader::filled(policy, entries);
+    let mut next = entries;
+    for n in entries..entries * 2 {
+        leader.put(&key(n), &[n as u8; VALUE_BYTES]);
+        next = n + 1;
     }
-    if all || what == "drift" {
-        for policy in [Policy::Lru, Policy::S3Fifo] {
-            drift(policy, 256 << 20);
-        }
-    }
-    if all || what == "snapshot" {
-        for policy in [Policy::Lru, Policy::S3Fifo] {
-            snapshot(policy, entries(1));
-        }
-    }
+    in_turns(
+        &format!("put that evicts, {entries} entries, {policy:?} beside quick_cache"),
+        BATCHES * BATCH as u64,
+        || insert(BATCHES * BATCH as u64),
+        || {
+            for n in next..next + BATCHES * BATCH as u64 {
+                leader.put(&key(n), &[n as u8; VALUE_BYTES]);
+            }
+            next += BATCHES * BATCH as u64;
+        },
+    );
+    in_turns(
+        &format!("put that evicts, {BATCH} a log entry, {entries} entries, {policy:?} beside quick_cache"),
+        BATCHES * BATCH as u64,
+        || insert(BATCHES * BATCH as u64),
+        || {
+            for _ in 0..BATCHES {
+                let keys: [[u8; 16]; BATCH] = std::array::from_fn(|at| key(next + at as u64));
+                leader.put_batch(&keys, &[next as u8; VALUE_BYTES]);
+                next += BATCH as u64;
+            }
+        },
+    );
 }
 
 /// Bytes above payload, of a full cache that has turned over once.
@@ -79,10 +175,12 @@ fn longest(policy: Policy, entries: u64) {
         }
     }
     println!(
-        "longest operation while growing to {entries} entries, {policy:?}: {longest:?} at {at}; p50 {} ns, p99.9 {} ns, p99.999 {} ns",
+        "longest operation while growing to {entries} entries, {policy:?}: {longest:?} at {at}; p50 {} ns, p99.9 {} ns, p99.999 {} ns; \
+         longest step of tidying afterwards {:?}",
         times.value_at_quantile(0.5),
         times.value_at_quantile(0.999),
         times.value_at_quantile(0.99999),
+        leader.settle(),
     );
 }
 
@@ -93,9 +191,10 @@ fn size(random: &mut Random, median: f64) -> usize {
     size.as_secs() as usize
 }
 
-/// Resident memory over the budget while the median size drifts, under ten million writes.
-fn drift(policy: Policy, budget_bytes: u64) {
+/// Resident memory over the budget, 256 bytes an entry, while the median size drifts, under ten million writes.
+fn drift(policy: Policy, entries: u64) {
     let before = resident_bytes();
+    let budget_bytes = entries << 8;
     let mut leader = Leader::new(policy, budget_bytes);
     let mut random = Random(5);
     let value = vec![7; 1 << 20];

@@ -12,6 +12,16 @@ pub const VALUE_BYTES: usize = 100;
 /// Key and value together.
 pub const PAYLOAD_BYTES: u64 = 16 + VALUE_BYTES as u64;
 
+/// Tells `quick_cache` that every entry weighs the same.
+#[derive(Debug, Clone)]
+pub struct Payload;
+
+impl<K, V> quick_cache::Weighter<K, V> for Payload {
+    fn weight(&self, _: &K, _: &V) -> u64 {
+        PAYLOAD_BYTES
+    }
+}
+
 /// The CPU time of this thread: what is compared on a machine that others use too.
 pub fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);

@@ -12,6 +12,8 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 use crate::classes::{self, UNIT_BYTES};
 use crate::entry;
 use crate::memory::{CHUNK_BYTES, Chunk};
@@ -45,21 +47,59 @@ const SPARE_CHUNKS: usize = 1;
 /// Free blocks that are left alone in any case, in units.
 const EVACUATE_FROM_UNITS: u64 = 32;
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
 struct Page {
-    class: u8,
-    /// Live slots.
-    live: u16,
-    /// Head of the list of freed slots; `FULL_LIST` if there is none.
-    free: u16,
-    /// Slots from here on have never been used.
-    fresh: u16,
     /// Neighbours in the class's list of partial pages.
     previous: u32,
     next: u32,
     /// A lower bound of the expiry times in this page, in units of the store; [`NEVER`] if none expires.
     earliest: u32,
+    /// Live slots.
+    live: u16,
+    /// Head of the list of freed slots; [`END_OF_FREE`] if there is none.
+    free: u16,
+    /// Slots from here on have never been used.
+    fresh: u16,
+    class: u8,
+    unused: u8,
 }
+
+/// The records of all pages, by page number. They are in chunks of their own, so that growth neither moves them nor asks a general
+/// allocator, which may take its time. What is not the beginning of a page has a record that means nothing.
+#[derive(Debug, Default)]
+struct Pages {
+    chunks: Vec<Chunk>,
+}
+
+impl Pages {
+    const PER_CHUNK: usize = 1 << 16;
+
+    /// Makes room for records below `pages`.
+    fn grow(&mut self, pages: usize) {
+        while self.chunks.len() * Self::PER_CHUNK < pages {
+            self.chunks.push(Chunk::new());
+        }
+    }
+
+    #[inline]
+    fn get(&self, page: u32) -> &Page {
+        let chunk = &self.chunks[page as usize / Self::PER_CHUNK];
+        let records = <[Page; Self::PER_CHUNK]>::ref_from_prefix(&**chunk);
+        let (records, _) = records.expect("invariant: a chunk is aligned and larger than its records");
+        &records[page as usize % Self::PER_CHUNK]
+    }
+
+    #[inline]
+    fn get_mut(&mut self, page: u32) -> &mut Page {
+        let chunk = &mut self.chunks[page as usize / Self::PER_CHUNK];
+        let records = <[Page; Self::PER_CHUNK]>::mut_from_prefix(&mut **chunk);
+        let (records, _) = records.expect("invariant: a chunk is aligned and larger than its records");
+        &mut records[page as usize % Self::PER_CHUNK]
+    }
+}
+
+const _: () = assert!(Pages::PER_CHUNK * size_of::<Page>() <= CHUNK_BYTES);
 
 const END_OF_FREE: u16 = u16::MAX;
 
@@ -76,8 +116,6 @@ struct Extent {
     /// Units in pages.
     used: u16,
 }
-
-type Pages = [Page; UNITS_PER_CHUNK];
 
 #[derive(Debug, Clone, Copy)]
 struct Class {
@@ -101,7 +139,7 @@ pub(crate) struct Arena {
     /// of the page that begins at each unit, [`NO_CLASS`] if none does. So the way to a slot costs no cache miss of its own.
     chunks: Vec<Option<Chunk>>,
     page_classes: Vec<u8>,
-    pages: Vec<Option<Box<Pages>>>,
+    pages: Pages,
     extents: Vec<Extent>,
     /// Units touched, over all chunks.
     touched: u64,
@@ -128,7 +166,7 @@ impl Arena {
         Self {
             chunks: Vec::new(),
             page_classes: Vec::new(),
-            pages: Vec::new(),
+            pages: Pages::default(),
             extents: Vec::new(),
             touched: 0,
             vacant: BTreeSet::new(),
@@ -306,22 +344,18 @@ impl Arena {
 
     /// Memory resident for slots, and for the records of pages.
     pub(crate) fn resident_bytes(&self) -> u64 {
-        let held = self.chunks.len() - self.vacant.len();
-        self.touched * UNIT_BYTES as u64 + (held * size_of::<Pages>() + self.page_classes.capacity()) as u64
+        let of_pages = self.page_classes.len() * (size_of::<Page>() + 1);
+        self.touched * UNIT_BYTES as u64 + of_pages as u64
     }
 
     #[inline]
     fn page(&self, page: u32) -> &Page {
-        let (chunk, unit) = split(page);
-        let pages = self.pages[chunk].as_deref();
-        &pages.expect("invariant: references point into chunks that are held")[unit]
+        self.pages.get(page)
     }
 
     #[inline]
     fn page_mut(&mut self, page: u32) -> &mut Page {
-        let (chunk, unit) = split(page);
-        let pages = self.pages[chunk].as_deref_mut();
-        &mut pages.expect("invariant: references point into chunks that are held")[unit]
+        self.pages.get_mut(page)
     }
 
     /// Makes a page; the caller links it.
@@ -350,6 +384,7 @@ impl Arena {
             previous: NO_PAGE,
             next: NO_PAGE,
             earliest: NEVER,
+            unused: 0,
         };
         self.page_bytes += classes::page_bytes(order) as u64;
         self.classes[class as usize].pages += 1;
@@ -422,21 +457,12 @@ impl Arena {
     }
 
     fn new_chunk(&mut self) -> u32 {
-        const NO: Page = Page {
-            class: 0,
-            live: 0,
-            free: END_OF_FREE,
-            fresh: 0,
-            previous: NO_PAGE,
-            next: NO_PAGE,
-            earliest: NEVER,
-        };
         let number = self.vacant.pop_first().unwrap_or_else(|| {
             self.chunks.push(None);
-            self.pages.push(None);
             self.extents.push(Extent::default());
             self.page_classes
                 .resize(self.page_classes.len() + UNITS_PER_CHUNK, NO_CLASS);
+            self.pages.grow(self.page_classes.len());
             self.chunks.len() as u32 - 1
         });
         // The last chunk is left out, so that no slot is called NIL.
@@ -445,13 +471,11 @@ impl Arena {
             "a shard addresses 128 GiB"
         );
         self.chunks[number as usize] = Some(Chunk::new());
-        self.pages[number as usize] = Some(Box::new([NO; UNITS_PER_CHUNK]));
         number * UNITS_PER_CHUNK as u32
     }
 
     fn drop_chunk(&mut self, number: usize) {
         self.chunks[number] = None;
-        self.pages[number] = None;
         self.touched -= u64::from(std::mem::take(&mut self.extents[number]).touched);
         self.vacant.insert(number as u32);
     }
@@ -649,7 +673,6 @@ impl Arena {
         assert_eq!(touched, self.touched, "touched units are miscounted");
         for number in 0..self.chunks.len() {
             let held = self.chunks[number].is_some();
-            assert_eq!(held, self.pages[number].is_some(), "a chunk lacks its half");
             assert_eq!(
                 held,
                 !self.vacant.contains(&(number as u32)),

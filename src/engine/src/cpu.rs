@@ -1,5 +1,5 @@
-//! What the processor can do beyond the language: compare 16 bytes at once, and fetch memory ahead of its use. The only unsafe
-//! code of this crate; elsewhere than on x86-64 it is not needed.
+//! What the processor can do beyond the language: compare 16 bytes at once, and fetch memory ahead of its use. Elsewhere
+//! than on x86-64 the unsafe code here is not needed.
 
 /// Asks for the cache line that holds the first byte of `target`. It changes nothing but timing.
 #[inline]

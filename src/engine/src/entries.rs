@@ -273,8 +273,7 @@ impl index::Entries for Entries {
     #[inline]
     fn prefetch(&self, entry: Ref) {
         // A header and a short key lie in one line or in two.
-        let slot = self.arena.slot(entry);
-        cpu::prefetch(&slot[0]);
-        cpu::prefetch(&slot[slot.len().min(64) - 1]);
+        const SHORT: usize = 16;
+        self.prefetch_key(entry, SHORT);
     }
 }

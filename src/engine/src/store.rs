@@ -8,7 +8,7 @@
 //! under way all entries have the store's parity.
 
 use crate::arena::{NEVER, NIL, Ref};
-use crate::config::Policy;
+use crate::config::{Policy, cost};
 use crate::cpu;
 use crate::entries::{Entries, View, coarse};
 use crate::entry::{self, MAIN, OFFERED, PARITY};
@@ -255,15 +255,20 @@ impl Store {
 
     pub(crate) fn insert(&mut self, hash: u64, key: &[u8], value: &[u8], version: Version, expires_at_ms: u64) {
         let main = self.policy == Policy::S3Fifo && (self.ghost.take(hash) || self.filling_main());
-        let flags = self.parity | if main { MAIN } else { 0 };
-        let entry = self.entries.create(key, value, version, expires_at_ms, flags);
+        let (list, flags) = match self.policy {
+            Policy::Lru => (FIRST, self.age.generation << entry::STAMP_SHIFT),
+            Policy::S3Fifo if main => (SECOND, MAIN),
+            Policy::S3Fifo | Policy::NoEvict => (FIRST, 0),
+        };
+        let entry = self
+            .entries
+            .create(key, value, version, expires_at_ms, self.parity | flags);
         self.index.insert(hash, entry, &self.entries);
-        self.enlist(entry);
+        self.lists[list].push_newest(&mut self.entries, entry);
+        self.bytes[list] += cost(key.len(), value.len());
+        self.records[list] += 1;
         if self.policy == Policy::Lru {
-            // Another generation's, so that it counts as used in this one.
-            let last = self.age.generation.wrapping_sub(1) % LEVELS as u8;
-            self.entries.header_mut(entry).set_stamp(last);
-            self.stamp(entry);
+            self.count_use();
         }
         self.advance_scout();
     }
@@ -427,17 +432,21 @@ impl Store {
 
     /// Marks an entry as used in this generation.
     fn stamp(&mut self, entry: Ref) {
-        let quarter = self.len() / 4;
         let header = self.entries.header_mut(entry);
         if header.stamp() != self.age.generation {
             header.set_stamp(self.age.generation);
-            self.age.used += 1;
-            if self.age.used > quarter {
-                self.age = Age {
-                    generation: (self.age.generation + 1) % LEVELS as u8,
-                    used: 0,
-                };
-            }
+            self.count_use();
+        }
+    }
+
+    /// One more entry was used in this generation.
+    fn count_use(&mut self) {
+        self.age.used += 1;
+        if self.age.used > self.len() / 4 {
+            self.age = Age {
+                generation: (self.age.generation + 1) % LEVELS as u8,
+                used: 0,
+            };
         }
     }
 

@@ -41,6 +41,11 @@ enum Op {
     Peek {
         key: u8,
     },
+    /// Puts (of a length) and deletes, in one log entry.
+    ApplyBatch {
+        commands: Vec<(u8, Option<usize>)>,
+    },
+    Tidy,
     Advance {
         ms: u64,
     },
@@ -102,6 +107,9 @@ fn op() -> impl Strategy<Value = Op> {
         6 => key.prop_map(|key| Op::Get { key }),
         2 => prop::collection::vec(key, 0..40).prop_map(|keys| Op::GetBatch { keys }),
         1 => key.prop_map(|key| Op::Peek { key }),
+        2 => prop::collection::vec((key, prop::option::weighted(0.8, value_len())), 0..40)
+            .prop_map(|commands| Op::ApplyBatch { commands }),
+        1 => Just(Op::Tidy),
         1 => (0..100u64).prop_map(|ms| Op::Advance { ms }),
         3 => (0..3_000u64, 0..4u64, 1..6usize).prop_map(|(bytes, records, skip)| Op::Evict { bytes, records, skip }),
         2 => (0..50u64, 1..80usize).prop_map(|(ahead_ms, work)| Op::Expire { ahead_ms, work }),
@@ -350,6 +358,10 @@ impl Pair {
                 self.shard.snapshot_abandon();
                 self.abandoned |= self.image.take().is_some();
             }
+            Op::ApplyBatch { ref commands } => self.apply_batch(commands),
+            Op::Tidy => {
+                self.shard.tidy();
+            }
             Op::ScanStep { entries, bytes } => self.scan_step(entries, bytes),
             Op::SetBudget { bytes, records } => {
                 self.shard.set_budget(bytes, records);
@@ -366,6 +378,37 @@ impl Pair {
             stats.offered,
             self.model.records.values().filter(|record| record.offered).count() as u64
         );
+    }
+
+    fn apply_batch(&mut self, commands: &[(u8, Option<usize>)]) {
+        self.begin(0);
+        self.salt = self.salt.wrapping_add(1);
+        let value = vec![self.salt; commands.iter().filter_map(|&(_, len)| len).max().unwrap_or(0)];
+        let keys: Vec<_> = commands.iter().map(|&(key, _)| key_bytes(key)).collect();
+        let commands = keys.iter().zip(commands).map(|(key, &(_, len))| match len {
+            Some(len) => Command::Put {
+                key,
+                value: &value[..len],
+                expires_at_ms: 0,
+                condition: Condition::None,
+            },
+            None => Command::Delete {
+                key,
+                condition: Condition::None,
+            },
+        });
+        let mut outcomes = Vec::new();
+        self.shard.apply_batch(commands.clone(), |number, outcome| {
+            assert_eq!(number, outcomes.len());
+            outcomes.push(outcome);
+        });
+        assert_eq!(outcomes.len(), keys.len());
+        for (command, outcome) in commands.zip(outcomes) {
+            let model = self.model.apply(&command, |key| self.shard.hash(key));
+            assert_eq!(outcome, model, "{command:?}");
+        }
+        let model = &self.model;
+        self.expected.retain(|key| model.live(key).is_some());
     }
 
     fn name(&self, key: &[u8]) -> Victim {
