@@ -9,7 +9,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use generation_engine::{Command, Condition, Version};
+use generation_engine::{Command, Condition, Progress, Version};
 use generation_proto::map::{Map, Node, NodeState, Replica as MapReplica, Shard as MapShard};
 use generation_proto::reply::HelloReply;
 use generation_proto::request::{Hello, Scan};
@@ -139,6 +139,8 @@ pub(crate) struct Dispatch {
     /// Reads that met an entry past its time: place in the batch, version.
     pub(crate) late: Vec<(usize, Version)>,
     pub(crate) put_off: Vec<u32>,
+    /// Requests that had arrived at the last sweep.
+    requests_swept: u64,
     pub(crate) stats: NodeStats,
 }
 
@@ -167,6 +169,7 @@ impl Dispatch {
             page: BytesMut::new(),
             late: Vec::new(),
             put_off: Vec::new(),
+            requests_swept: 0,
             stats: NodeStats::default(),
         }
     }
@@ -219,13 +222,21 @@ impl Dispatch {
         }
     }
 
-    /// A bounded step of the expiry sweep over this core's shards.
+    /// A bounded step of the expiry sweep over this core's shards, and of what the engine does when it is idle.
     pub(crate) fn sweep(&mut self, now_ms: u64) {
         const LEAST: u64 = 256;
         const MOST: u64 = 16_384;
         for replica in self.replicas.iter_mut().flatten() {
             let step = (replica.shard().stats().records / self.node_limits.sweep_steps.max(1)).clamp(LEAST, MOST);
             replica.sweep(now_ms, step as usize);
+        }
+        if std::mem::replace(&mut self.requests_swept, self.stats.requests) == self.stats.requests {
+            // Nobody has asked for anything since the last sweep: a step that nobody waits for, on the first shard that has one.
+            for replica in self.replicas.iter_mut().flatten() {
+                if replica.shard_mut().tidy() == Progress::More {
+                    break;
+                }
+            }
         }
     }
 

@@ -6,7 +6,6 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ const SOCKET: &str = "dev.sock";
 /// Longest request or answer, in bytes.
 const LONGEST: u64 = 64 << 10;
 /// How long the other side may take to send its line. Starting a node can take as long as reading its data back.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

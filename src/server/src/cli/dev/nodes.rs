@@ -177,15 +177,13 @@ impl Running {
 
     /// Waits for its end, at most `patience`; then it is killed. Whether it stopped by itself.
     pub(super) fn wait(self, patience: Duration) -> bool {
-        match self.ended.recv_timeout(patience) {
-            Ok(status) => status.success(),
-            Err(_) => {
-                signal(&self.process, Signal::KILL);
-                // A process that was killed ends; its end is waited for so that its directory is free.
-                let _ = self.ended.recv_timeout(START);
-                false
-            }
+        if let Ok(status) = self.ended.recv_timeout(patience) {
+            return status.success();
         }
+        signal(&self.process, Signal::KILL);
+        // A process that was killed ends; its end is waited for so that its directory is free.
+        let _ = self.ended.recv_timeout(START);
+        false
     }
 }
 
