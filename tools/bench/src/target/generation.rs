@@ -292,6 +292,8 @@ impl GenerationTarget {
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
         };
         let mut socket = UdpSocket::bind(any).map_err(failed)?;
+        // Only a connected socket is told that nobody listens at the other end.
+        socket.connect(addr).map_err(failed)?;
         let state = UdpSocketState::new(UdpSockRef::from(&socket)).map_err(failed)?;
         // Best effort: the kernel's limits may be lower.
         let _ = state.set_send_buffer_size(UdpSockRef::from(&socket), SOCKET_BUFFER_BYTES);
