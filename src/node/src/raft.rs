@@ -9,11 +9,15 @@ pub mod journal;
 pub mod machine;
 mod membership;
 pub mod network;
+pub mod proposer;
 pub mod replica;
 pub mod runtime;
+pub mod shards;
 mod snapshot;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 pub mod types;
 mod wire;
 

@@ -53,6 +53,10 @@ use generation_engine::journal::{LogId as DiskLogId, Vote as DiskVote};
 /// Frames that may be on their way to the disk at once.
 pub const IN_FLIGHT: usize = 2;
 
+/// Files a journal may have beyond its limit, for votes and for what makes room: a restart ends a segment early, and elections go on
+/// while no snapshot can be taken.
+const EMERGENCY_FILES: usize = 4;
+
 /// A frame is sealed when it has grown to this, in bytes, though more waits.
 const FRAME_BYTES: usize = 1 << 20;
 
@@ -126,7 +130,7 @@ enum Waiting {
 /// A record on its way to the next frame.
 struct Queued {
     record: Owned,
-    waiting: Option<Waiting>,
+    waiting: Vec<Waiting>,
 }
 
 /// A record that does not borrow.
@@ -159,6 +163,10 @@ impl Owned {
     }
 }
 
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a fact of its own, and most of their combinations occur"
+)]
 struct State<D: Disk> {
     logs: BTreeMap<u32, ShardLog>,
     queue: VecDeque<Queued>,
@@ -174,6 +182,8 @@ struct State<D: Disk> {
     /// Whether another file could not be allocated; tried again when the flusher next looks.
     full: bool,
     growing: bool,
+    /// Only votes and what makes room go on, until a snapshot has been taken.
+    emergency: bool,
     in_flight: usize,
     /// The last sequence without records behind which the journal is idle.
     idle_after: u64,
@@ -204,7 +214,17 @@ impl<D: Disk> Clone for Journal<D> {
 
 impl<D: Disk> std::fmt::Debug for Journal<D> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Journal").finish_non_exhaustive()
+        let state = self.0.state.borrow();
+        f.debug_struct("Journal")
+            .field("generation", &state.writer.generation())
+            .field("room", &state.writer.room())
+            .field("segments", &state.segments.len())
+            .field("free", &state.free.len())
+            .field("queued", &state.queue.len())
+            .field("in_flight", &state.in_flight)
+            .field("full", &state.full)
+            .field("failure", &state.failure)
+            .finish_non_exhaustive()
     }
 }
 
@@ -271,7 +291,11 @@ impl<D: Disk> Journal<D> {
     pub fn forced_snapshot(&self, busy: impl FnMut(u32) -> bool) -> Option<ForcedSnapshot> {
         let state = self.0.state.borrow();
         self.0.disk.as_ref()?;
-        if !state.writer.needs_snapshot(self.spare_files(&state)) {
+        // In good time: a snapshot takes a while, and what comes meanwhile needs room too.
+        let recyclable = state.writer.recyclable().count();
+        let dead = state.writer.index().dead(state.writer.durable_up_to()).count();
+        let left = self.spare_files(&state) + recyclable;
+        if left > (self.0.config.segments / 2).max(2) || dead > recyclable {
             return None;
         }
         state.writer.index().forced_snapshot(busy)
@@ -287,6 +311,11 @@ impl<D: Disk> Journal<D> {
         self.0.state.borrow().failure.clone()
     }
 
+    /// Whether it was stopped.
+    pub fn is_stopped(&self) -> bool {
+        self.0.state.borrow().stopped
+    }
+
     /// Ends the flusher. What waits is never acknowledged.
     pub fn stop(&self) {
         let mut state = self.0.state.borrow_mut();
@@ -294,16 +323,23 @@ impl<D: Disk> Journal<D> {
         state.wake();
     }
 
-    /// Files that are ready or can be made.
+    /// Files that are ready or can be made, without those that are only for emergencies.
     fn spare_files(&self, state: &State<D>) -> usize {
         let more = self.0.config.segments.saturating_sub(state.files());
         let could_grow = if state.full { 0 } else { more };
-        state.free.len() + could_grow
+        let surplus = state.files().saturating_sub(self.0.config.segments);
+        (state.free.len() + could_grow).saturating_sub(surplus)
+    }
+
+    /// How many files there may be now.
+    fn most_files(&self, state: &State<D>) -> usize {
+        self.0.config.segments + if state.emergency { EMERGENCY_FILES } else { 0 }
     }
 
     /// Queues a record for the next frame. In memory nothing is to be waited for.
     fn push(&self, state: &mut State<D>, record: Owned, waiting: Option<Waiting>) {
         if self.0.disk.is_some() {
+            let waiting = waiting.into_iter().collect();
             state.queue.push_back(Queued { record, waiting });
             state.wake();
         } else if let Some(waiting) = waiting {
@@ -347,6 +383,7 @@ impl<D: Disk> State<D> {
             next_file: 0,
             full: false,
             growing: false,
+            emergency: false,
             in_flight: 0,
             idle_after: 0,
             failure: None,

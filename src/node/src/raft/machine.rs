@@ -21,7 +21,7 @@ use std::time::Duration;
 use futures_util::{Stream, StreamExt as _};
 use generation_engine::batch::Batch;
 use generation_engine::machine::{Head, Machine};
-use generation_engine::session::SessionLimits;
+pub use generation_engine::session::SessionLimits;
 use generation_engine::{Progress, ShardConfig, SnapshotHead};
 use openraft::OptionalSend;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};

@@ -23,8 +23,11 @@ use crate::env::disk::Disk;
 /// Bytes of a snapshot sent in one message; a single chunk may be longer.
 const SNAPSHOT_BYTES: usize = 256 << 10;
 
-/// How long one message of a snapshot may take: the last one is answered when the snapshot was installed.
-const SNAPSHOT_PATIENCE: Duration = Duration::from_mins(1);
+/// How long one message of a snapshot may take.
+const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How often to ask whether a complete snapshot has been installed.
+const INSTALL_POLL: Duration = Duration::from_millis(50);
 
 /// Why a call has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -152,6 +155,9 @@ impl<T: Transport, D: Disk> Target<T, D> {
                 let chunk = read_chunk(&file, offset + bytes.len() as u64).await.map_err(failed)?;
                 let Some(chunk) = chunk else { break };
                 bytes.extend_from_slice(&chunk);
+            }
+            if next.is_some() && bytes.is_empty() {
+                Runtime::sleep(INSTALL_POLL).await;
             }
             let chunks = Chunks {
                 vote,

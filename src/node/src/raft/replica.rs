@@ -37,7 +37,7 @@ use super::runtime::{
     Ambient, CoreInstant, LocalOneshot, OneshotReceiver, OneshotSender, Runtime, WatchReceiver, yield_now,
 };
 use super::snapshot::{Expected, Incoming};
-use super::types::{Callback, Commands, LogId, Place, ReplicaId, Replies, Types};
+use super::types::{Callback, Commands, LogId, Place, ReplicaId, Replies, StoredMembership, Types, Vote};
 use super::wire::{self, Chunks, ChunksReply, ReadIndexReply, kind};
 use crate::env::disk::Disk;
 
@@ -168,6 +168,23 @@ struct Gate {
     busy: Cell<bool>,
 }
 
+/// Where a snapshot from the leader is.
+enum Receiving<D: Disk> {
+    Idle,
+    /// Chunks are being written.
+    Busy,
+    Incoming(Incoming<D>),
+    /// All of it is here.
+    Installing {
+        id: u128,
+        end: u64,
+    },
+    Installed {
+        id: u128,
+        vote: Vote,
+    },
+}
+
 struct Inner<D: Disk, T> {
     raft: Raft<Types, StateMachine<D>>,
     machine: StateMachine<D>,
@@ -175,7 +192,7 @@ struct Inner<D: Disk, T> {
     metrics: WatchReceiver<openraft::metrics::RaftServerMetrics<Types>>,
     config: ReplicaConfig,
     gate: Gate,
-    incoming: RefCell<Option<Incoming<D>>>,
+    receiving: RefCell<Receiving<D>>,
 }
 
 /// A shard's replica. Clones are the same.
@@ -233,7 +250,7 @@ impl<D: Disk, T: Transport> Replica<D, T> {
             transport,
             config,
             gate: Gate::default(),
-            incoming: RefCell::new(None),
+            receiving: RefCell::new(Receiving::Idle),
         })))
     }
 
@@ -315,7 +332,11 @@ impl<D: Disk, T: Transport> Replica<D, T> {
     /// Where there is only one voter, and it leads and has applied an entry of its own term, it needs to ask nobody.
     pub fn alone(&self) -> Option<LogId> {
         let metrics = self.0.metrics.borrow_watched();
-        let alone = metrics.state == ServerState::Leader && metrics.membership_config.voter_ids().count() == 1;
+        // A change under way counts with both of its sides.
+        let one = |members: &StoredMembership| members.voter_ids().count() == 1;
+        let alone = metrics.state == ServerState::Leader
+            && one(&metrics.membership_config)
+            && one(&metrics.committed_membership_config);
         let applied = self.0.machine.applied()?;
         (alone && applied.leader_id == metrics.vote.leader_id).then_some(applied)
     }
@@ -456,35 +477,72 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         }
     }
 
-    /// Takes in chunks of the leader's snapshot. `None`: they cannot be used.
+    /// Takes in chunks of the leader's snapshot. `None`: they cannot be used. While a complete one is being installed, the answer is
+    /// that what comes behind its end is next.
     async fn receive(&self, chunks: Chunks) -> Option<ChunksReply> {
         let config = &self.0.config.machine;
-        let held = self.0.incoming.take();
-        let begun = match held.filter(|incoming| incoming.id() == chunks.snapshot) {
-            Some(incoming) => Ok(incoming),
-            None => Incoming::begin(self.0.machine.disk(), config.cluster, config.shard, chunks.snapshot).await,
+        let begun = match self.0.receiving.replace(Receiving::Busy) {
+            Receiving::Incoming(incoming) if incoming.id() == chunks.snapshot => Ok(incoming),
+            Receiving::Installed { id, vote } if id == chunks.snapshot => {
+                self.0.receiving.replace(Receiving::Installed { id, vote });
+                return Some(ChunksReply::Installed(vote));
+            }
+            Receiving::Idle | Receiving::Incoming(_) | Receiving::Installed { .. } if chunks.offset > 0 => {
+                // It began before this replica started, or another has come between.
+                self.0.receiving.replace(Receiving::Idle);
+                return Some(ChunksReply::GoOn(0));
+            }
+            Receiving::Idle | Receiving::Incoming(_) | Receiving::Installed { .. } => {
+                Incoming::begin(self.0.machine.disk(), config.cluster, config.shard, chunks.snapshot).await
+            }
+            Receiving::Installing { id, end } => {
+                self.0.receiving.replace(Receiving::Installing { id, end });
+                return (id == chunks.snapshot).then_some(ChunksReply::GoOn(end));
+            }
+            // A message that was given up by its sender is still being taken in.
+            Receiving::Busy => return None,
         };
-        let mut incoming = match begun {
+        let taken = async {
+            let mut incoming = begun?;
+            incoming.take(chunks.offset, &chunks.bytes).await?;
+            Ok(incoming)
+        };
+        let incoming = match taken.await {
             Ok(incoming) => incoming,
-            Err(error) => return self.unusable(&error),
+            Err(error) => {
+                self.0.receiving.replace(Receiving::Idle);
+                return self.unusable(&error);
+            }
         };
-        if let Err(error) = incoming.take(chunks.offset, &chunks.bytes).await {
-            return self.unusable(&error);
-        }
         if let Expected::Offset(offset) = incoming.expected() {
-            self.0.incoming.replace(Some(incoming));
+            self.0.receiving.replace(Receiving::Incoming(incoming));
             return Some(ChunksReply::GoOn(offset));
         }
+        let (id, end) = (incoming.id(), incoming.end());
+        self.0.receiving.replace(Receiving::Installing { id, end });
+        let replica = self.clone();
+        drop(Runtime::spawn(async move {
+            let installed = replica.install(incoming, chunks.vote).await;
+            let next = installed.map_or(Receiving::Idle, |vote| Receiving::Installed { id, vote });
+            replica.0.receiving.replace(next);
+        }));
+        Some(ChunksReply::GoOn(end))
+    }
+
+    async fn install(&self, incoming: Incoming<D>, vote: Vote) -> Option<Vote> {
         let file = match incoming.finish().await {
             Ok(file) => file,
-            Err(error) => return self.unusable(&error),
+            Err(error) => {
+                self.unusable(&error);
+                return None;
+            }
         };
         let snapshot = openraft::storage::Snapshot {
             meta: file.meta.clone(),
             snapshot: file,
         };
-        let installed = self.0.raft.install_full_snapshot(chunks.vote, snapshot).await.ok()?;
-        Some(ChunksReply::Installed(installed.vote))
+        let installed = self.0.raft.install_full_snapshot(vote, snapshot).await.ok()?;
+        Some(installed.vote)
     }
 
     fn unusable(&self, error: &io::Error) -> Option<ChunksReply> {

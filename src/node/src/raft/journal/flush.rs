@@ -1,6 +1,6 @@
 //! The flusher: what was queued becomes frames, frames become durable, and then those who wait are told.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::{Future as _, poll_fn};
 use std::io;
 use std::rc::Rc;
@@ -10,10 +10,12 @@ use std::time::Duration;
 use generation_engine::journal::{BLOCK_BYTES, EntryKind, FRAME_HEADER_BYTES, FrameBuilder, Record, SealError};
 use openraft_rt::AsyncRuntime;
 
+use super::log::to_record;
 use super::open::{directory, segment_path};
 use super::{FRAME_BYTES, IN_FLIGHT, Journal, Owned, Queued, Segment, State, Waiting};
 use crate::env::disk::{Disk, File, Open};
 use crate::raft::runtime::{Runtime, within, yield_now};
+use crate::raft::types::to_journal;
 
 /// After this long without anything to write, a frame without records covers the last one.
 const IDLE: Duration = Duration::from_millis(200);
@@ -74,7 +76,7 @@ fn next<D: Disk>(journal: &Journal<D>) -> Next<D> {
     if state.stopped || state.failure.is_some() {
         return Next::Stop;
     }
-    let few = state.free.len() < AHEAD && state.files() < journal.0.config.segments;
+    let few = state.free.len() < AHEAD && state.files() < journal.most_files(state);
     if few && !state.full && (state.in_flight == 0 || state.free.is_empty()) {
         return Next::Grow;
     }
@@ -90,10 +92,8 @@ fn next<D: Disk>(journal: &Journal<D>) -> Next<D> {
     match seal(journal, state) {
         Ok(Some(write)) => Next::Write(write),
         // There is no file to go on in: a snapshot will free one.
-        Ok(None) => {
-            state.full = false;
-            Next::Wait(Some(FULL_RETRY))
-        }
+        Ok(None) if !state.full && state.free.len() < AHEAD && state.files() < journal.most_files(state) => Next::Grow,
+        Ok(None) => Next::Wait(Some(FULL_RETRY)),
         Err(error) => {
             fail(
                 state,
@@ -129,12 +129,14 @@ fn seal<D: Disk>(journal: &Journal<D>, state: &mut State<D>) -> Result<Option<Wr
         count += 1;
     }
     let size = (len + marks).next_multiple_of(BLOCK_BYTES);
-    if state.writer.room() < (size + spare) as u64 {
-        if !state.writer.needs_snapshot(journal.spare_files(state)) {
+    let blocked = state.writer.needs_snapshot(journal.spare_files(state));
+    state.emergency &= blocked;
+    if state.emergency || state.writer.room() < (size + spare) as u64 {
+        if !blocked {
             return begin_segment(journal, state);
         }
         // Until a snapshot has made room only what makes it, and votes, may go on.
-        count = bring_forward(&mut state.queue);
+        count = bring_forward(state);
         if count == 0 {
             return Ok(None);
         }
@@ -146,7 +148,11 @@ fn seal<D: Disk>(journal: &Journal<D>, state: &mut State<D>) -> Result<Option<Wr
         .map(|queued| queued.record.as_record().len_bytes());
     let size = (FRAME_HEADER_BYTES + marks + size.sum::<usize>()).next_multiple_of(BLOCK_BYTES);
     if state.writer.room() < size as u64 {
-        return Ok(None);
+        state.emergency = true;
+        if state.writer.needs_snapshot(state.free.len()) {
+            return Ok(None);
+        }
+        return begin_segment(journal, state);
     }
     let mut bytes = vec![0; size];
     let mut frame = FrameBuilder::new(&mut bytes);
@@ -154,8 +160,13 @@ fn seal<D: Disk>(journal: &Journal<D>, state: &mut State<D>) -> Result<Option<Wr
         let pushed = frame.push(&queued.record.as_record());
         pushed.expect("invariant: the buffer was made for these records");
     }
-    // Marks come last: what they mark is in this frame or before it.
-    for (shard, log_id) in std::mem::take(&mut state.committed) {
+    // What they mark must be in this frame or before it: an entry can be committed by others before it is durable here.
+    let marked = if count == state.queue.len() {
+        std::mem::take(&mut state.committed)
+    } else {
+        BTreeMap::new()
+    };
+    for (shard, log_id) in marked {
         let pushed = frame.push(&Record::Committed { shard, log_id });
         pushed.expect("invariant: the buffer was made for these records");
     }
@@ -185,36 +196,105 @@ fn seal<D: Disk>(journal: &Journal<D>, state: &mut State<D>) -> Result<Option<Wr
     }))
 }
 
-/// Moves votes and purges in front of entries, as far as no entry of the same shard is in their way; returns how many.
-fn bring_forward(queue: &mut VecDeque<Queued>) -> usize {
-    // The lowest index of the entries in front, by shard; 0 where what is in front must not be passed at all.
+/// Moves votes and purges, and what a purge needs, in front of everything else; returns how many records that is.
+fn bring_forward<D: Disk>(state: &mut State<D>) -> usize {
+    let purged: BTreeSet<u32> = state
+        .queue
+        .iter()
+        .filter(|queued| matches!(queued.record, Owned::Other(Record::Purge { .. })))
+        .map(|queued| queued.record.as_record().shard())
+        .collect();
+    for shard in purged {
+        condense(state, shard);
+    }
+    // The lowest index that anything in front is about, by shard; 0 where a replica begins or ends there.
     let mut in_front: BTreeMap<u32, u64> = BTreeMap::new();
     let (mut forward, mut rest) = (VecDeque::new(), VecDeque::new());
-    for queued in queue.drain(..) {
+    for queued in state.queue.drain(..) {
         let record = queued.record.as_record();
         let lowest = in_front.entry(record.shard()).or_insert(u64::MAX);
-        let passes = match record {
-            Record::Vote { .. } => *lowest > 0,
-            Record::Purge { up_to, .. } => *lowest > up_to.index,
-            Record::Entry { log_id, .. } => {
-                *lowest = (*lowest).min(log_id.index);
-                false
+        let (passes, about) = match record {
+            // A promise has nothing to do with the log, but with the replica.
+            Record::Vote { .. } => (*lowest > 0, u64::MAX),
+            Record::Purge { up_to, .. } => (*lowest > up_to.index, up_to.index + 1),
+            // It ends what is in front of it.
+            Record::Truncate { after, .. } => {
+                let end = after.map_or(0, |after| after.index + 1);
+                (*lowest == u64::MAX, end.max(1))
             }
-            _ => {
-                *lowest = 0;
-                false
-            }
+            Record::Entry { log_id, .. } => (false, log_id.index.max(1)),
+            _ => (false, 0),
         };
         if passes {
             forward.push_back(queued);
         } else {
+            *lowest = (*lowest).min(about);
             rest.push_back(queued);
         }
     }
     let count = forward.len();
     forward.append(&mut rest);
-    *queue = forward;
+    state.queue = forward;
     count
+}
+
+/// Rewrites what is queued about a shard's log so that a purge stands in front: entries that it covers need not be written. Does
+/// nothing where the purge can pass them, or where a replica begins or ends in the queue.
+fn condense<D: Disk>(state: &mut State<D>, shard: u32) {
+    let Some(log) = state.logs.get(&shard) else { return };
+    let Some(purged) = log.purged.filter(|purged| log.first_unsealed() <= purged.index + 1) else {
+        return;
+    };
+    let about = |queued: &Queued| queued.record.as_record().shard() == shard;
+    let of_log = |queued: &Queued| {
+        let record = queued.record.as_record();
+        matches!(
+            record,
+            Record::Entry { .. } | Record::Truncate { .. } | Record::Purge { .. }
+        )
+    };
+    let other = |queued: &Queued| !of_log(queued) && !matches!(queued.record, Owned::Other(Record::Vote { .. }));
+    let Some(sealed) = state.writer.index().shard(shard) else {
+        return;
+    };
+    if state.queue.iter().any(|queued| about(queued) && other(queued)) {
+        return;
+    }
+    let mut waiting = Vec::new();
+    let mut queue = VecDeque::new();
+    for mut queued in state.queue.drain(..) {
+        if about(&queued) && of_log(&queued) {
+            waiting.append(&mut queued.waiting);
+        } else {
+            queue.push_back(queued);
+        }
+    }
+    let mut records = Vec::new();
+    // Whatever the index holds behind the purge was truncated since.
+    if sealed.last.is_some_and(|last| last.index > purged.index) {
+        let after = Some(purged);
+        records.push(Owned::Other(Record::Truncate { shard, after }));
+    }
+    records.push(Owned::Other(Record::Purge { shard, up_to: purged }));
+    for entry in log.kept(purged.index + 1, u64::MAX) {
+        let (kind, payload) = to_record(entry);
+        records.push(Owned::Entry {
+            shard,
+            log_id: to_journal(&entry.log_id),
+            kind,
+            payload,
+        });
+    }
+    let last = records.len() - 1;
+    for (place, record) in records.into_iter().enumerate() {
+        let waiting = if place == last {
+            std::mem::take(&mut waiting)
+        } else {
+            Vec::new()
+        };
+        queue.push_back(Queued { record, waiting });
+    }
+    state.queue = queue;
 }
 
 /// Opens the next segment, in a spare file or in the oldest that is dead.
@@ -300,7 +380,7 @@ pub(super) async fn grow<D: Disk>(journal: &Journal<D>) -> io::Result<()> {
     loop {
         let name = {
             let mut state = journal.0.state.borrow_mut();
-            if state.free.len() >= AHEAD || state.files() >= journal.0.config.segments {
+            if state.free.len() >= AHEAD || state.files() >= journal.most_files(&state) {
                 return Ok(());
             }
             state.growing = true;

@@ -91,6 +91,12 @@ impl ShardLog {
         }
     }
 
+    /// Index of the first entry that is in no frame yet; one past the last if all are.
+    pub(super) fn first_unsealed(&self) -> u64 {
+        let sealed = self.kept.partition_point(|kept| kept.sequence != UNSEALED);
+        self.first_kept() + sealed as u64
+    }
+
     /// Forgets the oldest entries beyond `limit` bytes, as far as they are durable.
     pub(super) fn shrink(&mut self, limit: usize, durable_up_to: u64) {
         while self.kept_bytes > limit

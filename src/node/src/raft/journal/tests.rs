@@ -258,6 +258,36 @@ fn a_foreign_directory_is_refused_and_a_flipped_bit_is_named() {
     });
 }
 
+/// Others may commit an entry before it is durable here: a mark must not become durable before what it marks.
+#[test]
+fn what_is_marked_as_committed_is_there_after_a_crash() {
+    let mut marked = 0;
+    for micros in (100..4_000).step_by(100) {
+        let bench = Bench::new();
+        let disk = MemoryDisk::on(&bench);
+        bench.run(async {
+            let journal = Journal::open(bench.ambient(), disk.clone(), config()).await.unwrap();
+            let mut store = journal.shard(0, 1);
+            let done = Rc::new(Cell::new(0));
+            for index in 0..60 {
+                append(&mut store, vec![entry(1, index, 4000)], &done).await;
+                store.save_committed(Some(log_id(1, index))).await.unwrap();
+            }
+            Runtime::sleep(std::time::Duration::from_micros(micros)).await;
+        });
+        bench.run(async {
+            let journal = Journal::open(bench.ambient(), disk.clone(), config()).await.unwrap();
+            let mut store = journal.shard(0, 1);
+            let last = store.get_log_state().await.unwrap().last_log_id;
+            let committed = store.read_committed().await.unwrap();
+            assert!(committed <= last, "{committed:?} {last:?}");
+            marked += u32::from(committed.is_some());
+            journal.stop();
+        });
+    }
+    assert!(marked > 0);
+}
+
 #[test]
 fn memory_acknowledges_at_once() {
     let bench = Bench::new();

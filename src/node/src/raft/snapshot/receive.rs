@@ -52,6 +52,11 @@ impl<D: Disk> Incoming<D> {
         self.id
     }
 
+    /// The bytes taken so far.
+    pub(crate) fn end(&self) -> u64 {
+        self.offset
+    }
+
     /// What comes next.
     pub(crate) fn expected(&self) -> Expected {
         match self.decoder.summary() {

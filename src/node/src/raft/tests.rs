@@ -1,0 +1,295 @@
+//! One replica alone: proposals, room, expiry, snapshots, restarts.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use generation_engine::machine::Reply;
+use generation_engine::session::{SessionLimits, SessionWrite};
+use generation_engine::{Command, Condition, Outcome as EngineOutcome, Policy, ShardConfig, Version};
+use openraft_rt::AsyncRuntime as _;
+
+use super::journal::{Identity, Journal, JournalConfig};
+use super::machine::MachineConfig;
+use super::network::{CallError, Transport};
+use super::proposer::{Answer, Proposer, Write};
+use super::replica::{Replica, ReplicaConfig, Timing};
+use super::runtime::Runtime;
+use super::testing::{Bench, MemoryDisk};
+use super::types::Place;
+
+/// Nobody else is there.
+#[derive(Clone)]
+struct Nobody;
+
+impl Transport for Nobody {
+    async fn call(&self, node: u64, _: u16, _: u8, _: Bytes, _: Instant) -> Result<Bytes, CallError> {
+        Err(CallError::Unreachable(node))
+    }
+}
+
+type Alone = Replica<MemoryDisk, Nobody>;
+
+const JOURNAL: JournalConfig = JournalConfig {
+    identity: Identity {
+        cluster: 1,
+        journal: 0,
+        node: 1,
+        core: 0,
+        cores: 1,
+        shards: 1,
+    },
+    segment_bytes: 256 << 10,
+    segments: 4,
+    kept_bytes: 64 << 10,
+};
+
+fn replica_config(members: &[u64]) -> ReplicaConfig {
+    ReplicaConfig {
+        id: 1,
+        machine: MachineConfig {
+            cluster: 1,
+            shard: 0,
+            epoch: 1,
+            shard_config: ShardConfig {
+                budget_bytes: 1 << 20,
+                max_records: Some(3),
+                policy: Policy::Lru,
+                ..ShardConfig::default()
+            },
+            sessions: SessionLimits::default(),
+            next_replica_id: 2,
+        },
+        members: members.iter().map(|&id| (id, Place { node: id })).collect(),
+        form: true,
+        timing: Timing::default(),
+    }
+}
+
+async fn start(bench: &Bench, disk: &MemoryDisk, members: &[u64]) -> (Journal<MemoryDisk>, Alone) {
+    let journal = Journal::open(bench.ambient(), disk.clone(), JOURNAL).await.unwrap();
+    let config = replica_config(members);
+    let replica = Replica::start(bench.ambient(), &journal, disk.clone(), Nobody, config)
+        .await
+        .unwrap();
+    (journal, replica)
+}
+
+async fn leads(replica: &Alone) {
+    while replica.alone().is_none() {
+        Runtime::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn put<'a>(key: &'a [u8], value: &'a [u8], expires_at_ms: u64) -> Command<'a> {
+    Command::Put {
+        key,
+        value,
+        expires_at_ms,
+        condition: Condition::None,
+    }
+}
+
+/// Proposes commands as one entry and waits for the answers, by position.
+async fn propose(
+    bench: &Bench,
+    proposer: &mut Proposer<usize>,
+    replica: &Alone,
+    now_ms: u64,
+    commands: &[Command<'_>],
+) -> Vec<Answer> {
+    let woken = Rc::new(Cell::new(false));
+    let wake: Rc<dyn Fn()> = {
+        let woken = Rc::clone(&woken);
+        Rc::new(move || woken.set(true))
+    };
+    let writes = commands.iter().enumerate().map(|(token, command)| Write {
+        token,
+        command: *command,
+        session: None,
+    });
+    let mut writes: Vec<_> = writes.collect();
+    let now = super::runtime::Ambient::now(bench);
+    proposer.propose(replica, now, now_ms, &mut writes, &wake);
+    let mut answers = BTreeMap::new();
+    while answers.len() < commands.len() {
+        Runtime::sleep(Duration::from_millis(1)).await;
+        let now = super::runtime::Ambient::now(bench);
+        proposer.drain(replica, now, |token, answer| {
+            assert!(answers.insert(token, answer).is_none());
+        });
+    }
+    assert!(woken.get() || answers.values().all(|answer| *answer == Answer::InDoubt));
+    answers.into_values().collect()
+}
+
+fn applied(answer: Answer) -> (u64, Version) {
+    match answer {
+        Answer::Applied {
+            index,
+            reply: Reply::Outcome(EngineOutcome::Applied { version }),
+        } => (index, version),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_turn_is_an_entry_with_its_victims_in_front() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    bench.run(async {
+        let (journal, replica) = start(&bench, &disk, &[1]).await;
+        leads(&replica).await;
+        let mut proposer = Proposer::new(Duration::from_secs(1));
+        let commands = [put(b"a", b"1", 0), put(b"b", b"1", 0), put(b"c", b"1", 0)];
+        let answers = propose(&bench, &mut proposer, &replica, 1_000, &commands).await;
+        let (index, first) = applied(answers[0]);
+        assert_eq!(first, Version::new(index, 0));
+        assert_eq!(applied(answers[2]), (index, Version::new(index, 2)));
+        // Overwriting takes no room, and what is new takes the coldest's.
+        let answers = propose(&bench, &mut proposer, &replica, 1_000, &[put(b"a", b"2", 0)]).await;
+        assert_eq!(applied(answers[0]).1, Version::new(index + 1, 0));
+        let answers = propose(&bench, &mut proposer, &replica, 1_000, &[put(b"d", b"1", 0)]).await;
+        assert_eq!(applied(answers[0]).1, Version::new(index + 2, 1));
+        let gone = replica.machine().with(|machine| machine.shard().peek(b"b").is_none());
+        assert!(gone);
+        assert_eq!(proposer.in_flight(), 0);
+        journal.stop();
+    });
+}
+
+#[test]
+fn entries_and_sessions_whose_time_has_come_are_swept() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    bench.run(async {
+        let (journal, replica) = start(&bench, &disk, &[1]).await;
+        leads(&replica).await;
+        let mut proposer: Proposer<usize> = Proposer::new(Duration::from_secs(1));
+        let wake: Rc<dyn Fn()> = Rc::new(|| ());
+        propose(&bench, &mut proposer, &replica, 1_000, &[put(b"k", b"v", 5_000)]).await;
+        for (now_ms, left) in [(4_999, 1), (5_000, 0)] {
+            let now = super::runtime::Ambient::now(&bench);
+            proposer.sweep(&replica, now, now_ms, 1000, &wake);
+            Runtime::sleep(Duration::from_millis(10)).await;
+            proposer.drain(&replica, now, |_, _| ());
+            let records = replica.machine().with(|machine| machine.shard().stats().records);
+            assert_eq!(records, left);
+        }
+        let session = SessionWrite {
+            session: 9,
+            seq: 1,
+            first_unacked: 1,
+        };
+        let mut writes = vec![Write {
+            token: 0,
+            command: put(b"k", b"v", 0),
+            session: Some(session),
+        }];
+        let now = super::runtime::Ambient::now(&bench);
+        proposer.propose(&replica, now, 5_000, &mut writes, &wake);
+        Runtime::sleep(Duration::from_millis(10)).await;
+        let mut answer = None;
+        proposer.drain(&replica, now, |_, given| answer = Some(given));
+        // A session nobody has opened executes nothing.
+        assert!(
+            matches!(
+                answer,
+                Some(Answer::Applied {
+                    reply: Reply::SessionExpired,
+                    ..
+                })
+            ),
+            "{answer:?}"
+        );
+        journal.stop();
+    });
+}
+
+#[test]
+fn what_no_quorum_takes_is_in_doubt_and_never_hangs() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    bench.run(async {
+        let (journal, replica) = start(&bench, &disk, &[1, 2, 3]).await;
+        Runtime::sleep(Duration::from_secs(2)).await;
+        assert!(replica.alone().is_none() && !replica.leads());
+        let mut proposer = Proposer::new(Duration::from_secs(1));
+        let answers = propose(&bench, &mut proposer, &replica, 1_000, &[put(b"a", b"1", 0)]).await;
+        // Nobody leads, so nothing was appended.
+        assert_eq!(answers, [Answer::NotProposed(None)]);
+        assert!(replica.linearize().await.is_err());
+        journal.stop();
+    });
+}
+
+#[test]
+fn a_restart_goes_on_from_snapshot_and_journal() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    let mut before = None;
+    bench.run(async {
+        let (journal, replica) = start(&bench, &disk, &[1]).await;
+        leads(&replica).await;
+        let mut proposer = Proposer::new(Duration::from_secs(1));
+        propose(&bench, &mut proposer, &replica, 1_000, &[put(b"a", b"1", 0)]).await;
+        replica.snapshot().await;
+        while replica.machine().snapshot_index().is_none() {
+            Runtime::sleep(Duration::from_millis(5)).await;
+        }
+        propose(&bench, &mut proposer, &replica, 2_000, &[put(b"b", b"2", 0)]).await;
+        // The commit mark goes with the next frame.
+        propose(&bench, &mut proposer, &replica, 2_000, &[put(b"c", b"3", 0)]).await;
+        Runtime::sleep(Duration::from_secs(1)).await;
+        before = Some(replica.status());
+        journal.stop();
+    });
+    bench.run(async {
+        let (journal, replica) = start(&bench, &disk, &[1]).await;
+        leads(&replica).await;
+        let values = replica.machine().with(|machine| {
+            let shard = machine.shard();
+            [b"a", b"b", b"c"].map(|key| shard.peek(key).map(|entry| entry.value.to_vec()))
+        });
+        assert_eq!(values, [Some(b"1".to_vec()), Some(b"2".to_vec()), Some(b"3".to_vec())]);
+        // It leads in a new term, never in the old one.
+        assert!(replica.status().term > before.unwrap().term);
+        journal.stop();
+    });
+    let snapshots = disk.paths().iter().filter(|path| path.contains("snapshots/")).count();
+    assert_eq!(snapshots, 1);
+}
+
+#[test]
+fn a_flipped_bit_in_a_snapshot_is_refused() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    bench.run(async {
+        let (journal, replica) = start(&bench, &disk, &[1]).await;
+        leads(&replica).await;
+        let mut proposer = Proposer::new(Duration::from_secs(1));
+        propose(&bench, &mut proposer, &replica, 1_000, &[put(b"a", b"1", 0)]).await;
+        replica.snapshot().await;
+        while replica.machine().snapshot_index().is_none() {
+            Runtime::sleep(Duration::from_millis(5)).await;
+        }
+        journal.stop();
+        replica.stop().await;
+    });
+    let path = disk
+        .paths()
+        .into_iter()
+        .find(|path| path.contains("snapshots/"))
+        .unwrap();
+    disk.file(&path).borrow_mut()[4096 + 60] ^= 1;
+    bench.run(async {
+        let journal = Journal::open(bench.ambient(), disk.clone(), JOURNAL).await.unwrap();
+        let config = replica_config(&[1]);
+        let started = Replica::start(bench.ambient(), &journal, disk.clone(), Nobody, config).await;
+        let error = started.unwrap_err().to_string();
+        assert!(error.contains("checksum"), "{error}");
+        journal.stop();
+    });
+}
