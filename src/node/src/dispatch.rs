@@ -21,6 +21,7 @@ use generation_quic::ConnectionKey;
 
 use crate::config::{CoreConfig, NodeLimits};
 use crate::env::CoreId;
+use crate::peers::Peers;
 use crate::replica::Replica;
 use crate::replies::{Origin, Replies};
 use crate::stats::{self, NodeStats};
@@ -140,10 +141,11 @@ pub(crate) struct Dispatch {
     pub(crate) late: Vec<(usize, Version)>,
     pub(crate) put_off: Vec<u32>,
     pub(crate) stats: NodeStats,
+    peers: Peers,
 }
 
 impl Dispatch {
-    pub(crate) fn new(config: &CoreConfig, core: CoreId, cores: CoreId) -> Self {
+    pub(crate) fn new(config: &CoreConfig, core: CoreId, cores: CoreId, peers: Peers) -> Self {
         let map = single_node_map(config, cores);
         let table = SlotTable::new(&map.ranges, map.shards.len()).expect("invariant: even ranges cover every slot");
         let mut encoded = BytesMut::new();
@@ -168,6 +170,7 @@ impl Dispatch {
             late: Vec::new(),
             put_off: Vec::new(),
             stats: NodeStats::default(),
+            peers,
         }
     }
 
@@ -235,6 +238,7 @@ impl Dispatch {
         let shards = self.replicas.iter().enumerate();
         let shards = shards.filter_map(|(shard, replica)| Some((shard as u16, replica.as_ref()?.shard())));
         stats::encode_core(self.core, &self.stats, shards, out);
+        self.peers.encode_stats(self.core, out);
     }
 }
 

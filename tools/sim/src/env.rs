@@ -19,6 +19,8 @@ pub(crate) struct Inbox {
     pub(crate) datagrams: VecDeque<Datagram>,
     pub(crate) messages: VecDeque<(CoreId, MeshMessage)>,
     pub(crate) stop_seen: bool,
+    /// A task of the core wants it to take a turn.
+    pub(crate) woken: bool,
     pub(crate) waker: Option<Waker>,
 }
 
@@ -60,7 +62,7 @@ impl Env for SimEnv {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        self.world.borrow_mut().spawned.push(Box::pin(task));
+        self.world.borrow_mut().spawned.push((self.node, Box::pin(task)));
     }
 
     fn sleep_until(&self, deadline: Instant) -> impl Future<Output = ()> {
@@ -128,6 +130,13 @@ impl Env for SimEnv {
         }
     }
 
+    fn wake(&self) {
+        let mut world = self.world.borrow_mut();
+        let inbox = &mut world.nodes[self.node].cores[usize::from(self.core)];
+        inbox.woken = true;
+        inbox.wake();
+    }
+
     fn stopping(&self) -> bool {
         self.world.borrow().nodes[self.node].stopping
     }
@@ -166,7 +175,8 @@ impl Future for Park {
         let inbox = &mut node.cores[usize::from(self.env.core)];
         let stop = node.stopping && !std::mem::replace(&mut inbox.stop_seen, node.stopping);
         let due = self.deadline.is_some_and(|deadline| deadline <= now);
-        if stop || due || !inbox.datagrams.is_empty() || !inbox.messages.is_empty() {
+        let woken = std::mem::take(&mut inbox.woken);
+        if stop || due || woken || !inbox.datagrams.is_empty() || !inbox.messages.is_empty() {
             return Poll::Ready(());
         }
         inbox.waker = Some(context.waker().clone());

@@ -15,14 +15,15 @@ use bytes::BytesMut;
 use generation_engine::ShardConfig;
 use generation_node::env::{CoreId, Datagram};
 use generation_node::mesh::MeshMessage;
-use generation_node::{CoreConfig, Identity, NodeLimits, Role};
-use generation_proto::ALPN_CLIENT;
+use generation_node::peers::{PeerLimits, PeerNode, Peers, PeersConfig};
+use generation_node::{CoreConfig, NodeLimits};
+use generation_proto::{ALPN_CLIENT, ALPN_PEER};
 use generation_quic::steer;
 
 use crate::client::Client;
 use crate::dice::Dice;
 use crate::env::{Inbox, SimEnv};
-use crate::pki::{Authority, ClientIdentity};
+use crate::pki::{self, Authority, ClientIdentity};
 
 /// The wall clock when a simulation begins: 2027-01-15, so that certificates made today are valid.
 const EPOCH_MS: u64 = 1_800_000_000_000;
@@ -70,6 +71,13 @@ pub struct NodeSetup {
     pub node_limits: NodeLimits,
     /// Bounds of the transport.
     pub quic_limits: generation_quic::Limits,
+    /// How many nodes the cluster has, those that have yet to be started included; all are taken to have as many cores. 0: this
+    /// node knows no other.
+    pub nodes: usize,
+    /// The URI in its certificate; `None`: `generation://sim/node/ID`.
+    pub uri: Option<String>,
+    /// Bounds of what is under way with other nodes.
+    pub peer_limits: PeerLimits,
 }
 
 impl Default for NodeSetup {
@@ -84,6 +92,9 @@ impl Default for NodeSetup {
             limits: generation_proto::Limits::default(),
             node_limits: NodeLimits::default(),
             quic_limits: generation_quic::Limits::default(),
+            nodes: 0,
+            uri: None,
+            peer_limits: PeerLimits::default(),
         }
     }
 }
@@ -95,6 +106,14 @@ pub(crate) struct NodeState {
     pub(crate) cores: Vec<Inbox>,
     pub(crate) stopping: bool,
     pub(crate) running: Rc<RefCell<CoreId>>,
+    /// It is running, as opposed to killed.
+    up: bool,
+    /// Its tasks are not polled.
+    frozen: bool,
+    /// How often it was started.
+    incarnation: u64,
+    setup: NodeSetup,
+    peers: Vec<Peers>,
 }
 
 /// Who sends or receives a datagram.
@@ -114,7 +133,7 @@ pub(crate) struct World {
     pub(crate) weather: Weather,
     pub(crate) nodes: Vec<NodeState>,
     pub(crate) clients: Vec<Vec<Datagram>>,
-    pub(crate) spawned: Vec<Task>,
+    pub(crate) spawned: Vec<(usize, Task)>,
     clock_offset_ms: u64,
     sequence: u64,
     in_flight: BTreeMap<(Instant, u64), (SocketAddr, SocketAddr, BytesMut)>,
@@ -165,6 +184,7 @@ impl World {
             MeshMessage::Requests(requests) => (2, requests.len()),
             MeshMessage::Replies(replies) => (3, replies.bytes.len()),
             MeshMessage::Drained => (4, 0),
+            MeshMessage::Peer(liveness) => (5, liveness.node as usize),
         };
         self.note(&[u64::from(from), u64::from(to), kind, size as u64]);
     }
@@ -185,6 +205,9 @@ impl World {
             payload,
         };
         if let Some(node) = self.nodes.iter_mut().find(|node| node.addr == to) {
+            if !node.up {
+                return;
+            }
             let cores = node.cores.len() as CoreId;
             let steered = if self.weather.steering {
                 steer::core_of(&datagram.payload, cores)
@@ -199,6 +222,10 @@ impl World {
             self.clients[client].push(datagram);
         }
     }
+}
+
+fn node_addr(node: usize) -> SocketAddr {
+    SocketAddr::new(Ipv4Addr::new(10, 0, 0, 1 + node as u8).into(), 7400)
 }
 
 fn client_addr(client: usize) -> SocketAddr {
@@ -218,7 +245,8 @@ impl Wake for Flag {
 pub struct Sim {
     world: Rc<RefCell<World>>,
     authority: Authority,
-    tasks: Vec<Option<(Arc<Flag>, Task)>>,
+    /// With the node each runs on.
+    tasks: Vec<Option<(Arc<Flag>, usize, Task)>>,
     /// The clients, in the order they were added.
     pub clients: Vec<Client>,
 }
@@ -258,54 +286,136 @@ impl Sim {
 
     /// Starts a node; returns its number.
     pub fn node(&mut self, setup: &NodeSetup) -> usize {
-        let running = Rc::new(RefCell::new(setup.cores));
         let node = self.world.borrow().nodes.len();
-        let addr = SocketAddr::new(Ipv4Addr::new(10, 0, 0, 1 + node as u8).into(), 7400);
         self.world.borrow_mut().nodes.push(NodeState {
-            addr,
+            addr: node_addr(node),
             cores: (0..setup.cores).map(|_| Inbox::default()).collect(),
             stopping: false,
-            running: Rc::clone(&running),
+            running: Rc::default(),
+            up: false,
+            frozen: false,
+            incarnation: 0,
+            setup: setup.clone(),
+            peers: Vec::new(),
         });
+        self.start(node);
+        node
+    }
+
+    /// Starts a node that is down.
+    ///
+    /// # Panics
+    /// When it is up.
+    pub fn start(&mut self, node: usize) {
+        let config = self.config(node);
+        let cores = self.world.borrow().nodes[node].cores.len() as CoreId;
+        let running = Rc::new(RefCell::new(cores));
+        let envs: Vec<SimEnv> = (0..cores)
+            .map(|core| SimEnv {
+                world: Rc::clone(&self.world),
+                node,
+                core,
+            })
+            .collect();
+        let peers: Vec<Peers> = envs.iter().map(|env| Peers::new(env, &config)).collect();
+        {
+            let mut world = self.world.borrow_mut();
+            let state = &mut world.nodes[node];
+            assert!(!state.up, "node {node} is up");
+            state.up = true;
+            state.stopping = false;
+            state.running = Rc::clone(&running);
+            state.peers.clone_from(&peers);
+        }
+        for (env, peers) in envs.into_iter().zip(peers) {
+            let (config, running) = (config.clone(), Rc::clone(&running));
+            self.spawn(node, async move {
+                generation_node::run_with_peers(env, config, peers).await;
+                *running.borrow_mut() -= 1;
+            });
+        }
+    }
+
+    fn config(&self, node: usize) -> CoreConfig {
         let mut secret = [0; 32];
-        self.world.borrow_mut().dice.fill(&mut secret);
-        let config = CoreConfig {
+        let mut world = self.world.borrow_mut();
+        world.dice.fill(&mut secret);
+        let state = &mut world.nodes[node];
+        state.incarnation += 1;
+        let (incarnation, setup) = (state.incarnation, &state.setup);
+        let id = 1 + node as u64;
+        let uri = setup
+            .uri
+            .clone()
+            .unwrap_or_else(|| format!("generation://sim/node/{id}"));
+        let others = (0..setup.nodes).filter(|&other| other != node);
+        let others = others.map(|other| PeerNode {
+            id: 1 + other as u64,
+            addr: node_addr(other),
+            cores: setup.cores,
+        });
+        CoreConfig {
             cluster: "sim".to_owned(),
-            node: 1 + node as u64,
-            addr,
+            node: id,
+            addr: state.addr,
             shards: setup.shards,
-            epoch: 1,
+            epoch: incarnation as u32,
             shard: setup.shard,
             limits: setup.limits,
             node_limits: setup.node_limits.clone(),
             quic_limits: setup.quic_limits.clone(),
             mtu_discovery: true,
-            crypto: self.authority.server(ALPN_CLIENT),
+            crypto: self.authority.server(&uri, &[ALPN_CLIENT, ALPN_PEER]),
             secret,
-            authorize: Arc::new(|certificates| {
-                if certificates.is_empty() {
-                    return Err("no certificate".to_owned());
-                }
-                Ok(Identity {
-                    role: Role::Client,
-                    name: "sim".to_owned(),
-                })
-            }),
+            authorize: Arc::new(|certificates| pki::identity(certificates, "sim")),
+            peers: PeersConfig {
+                nodes: others.collect(),
+                crypto: (setup.nodes > 0).then(|| self.authority.node(&uri, ALPN_PEER)),
+                directory: u128::from(id) << 64,
+                incarnation,
+                limits: setup.peer_limits.clone(),
+            },
             software: "generation-sim".to_owned(),
-        };
-        for core in 0..setup.cores {
-            let env = SimEnv {
-                world: Rc::clone(&self.world),
-                node,
-                core,
-            };
-            let (config, running) = (config.clone(), Rc::clone(&running));
-            self.spawn(Box::pin(async move {
-                generation_node::run(env, config).await;
-                *running.borrow_mut() -= 1;
-            }));
         }
-        node
+    }
+
+    /// The peers of a core of a node that is up.
+    pub fn peers(&self, node: usize, core: CoreId) -> Peers {
+        self.world.borrow().nodes[node].peers[usize::from(core)].clone()
+    }
+
+    /// Runs a task on a node until it ends or the node dies.
+    pub fn spawn(&mut self, node: usize, task: impl Future<Output = ()> + 'static) {
+        self.spawn_boxed(node, Box::pin(task));
+    }
+
+    /// Ends a node between two moments, as SIGKILL does: nothing it had in memory is left, and nobody is told.
+    pub fn kill(&mut self, node: usize) {
+        let mut world = self.world.borrow_mut();
+        let state = &mut world.nodes[node];
+        state.up = false;
+        state.frozen = false;
+        let peers = std::mem::take(&mut state.peers);
+        for inbox in &mut state.cores {
+            *inbox = Inbox::default();
+        }
+        drop(world);
+        for slot in &mut self.tasks {
+            if slot.as_ref().is_some_and(|&(_, of, _)| of == node) {
+                *slot = None;
+            }
+        }
+        drop(peers);
+    }
+
+    /// Stops polling a node's tasks, as SIGSTOP does. What is sent to it waits.
+    pub fn freeze(&mut self, node: usize) {
+        self.world.borrow_mut().nodes[node].frozen = true;
+    }
+
+    /// Lets a frozen node go on.
+    pub fn thaw(&mut self, node: usize) {
+        self.world.borrow_mut().nodes[node].frozen = false;
     }
 
     /// Adds a client with a good certificate; returns its number.
@@ -315,13 +425,18 @@ impl Sim {
 
     /// Adds a client; returns its number.
     pub fn client_with(&mut self, limits: generation_quic::Limits, identity: ClientIdentity) -> usize {
+        self.client_of(limits, identity, ALPN_CLIENT)
+    }
+
+    /// Adds a client that speaks another protocol; returns its number.
+    pub fn client_of(&mut self, limits: generation_quic::Limits, identity: ClientIdentity, alpn: &[u8]) -> usize {
         let number = self.clients.len();
         let mut seed = [0; 32];
         let mut world = self.world.borrow_mut();
         world.dice.fill(&mut seed);
         world.clients.push(Vec::new());
         drop(world);
-        let crypto = self.authority.client(identity, ALPN_CLIENT);
+        let crypto = self.authority.client(identity, alpn);
         self.clients
             .push(Client::new(client_addr(number), seed, limits, crypto));
         number
@@ -330,6 +445,11 @@ impl Sim {
     /// Address of a node.
     pub fn addr(&self, node: usize) -> SocketAddr {
         self.world.borrow().nodes[node].addr
+    }
+
+    /// How many cores a node has.
+    pub fn cores(&self, node: usize) -> CoreId {
+        self.world.borrow().nodes[node].cores.len() as CoreId
     }
 
     /// The present moment.
@@ -456,8 +576,9 @@ impl Sim {
         true
     }
 
-    fn spawn(&mut self, task: Task) {
-        self.tasks.push(Some((Arc::new(Flag(AtomicBool::new(true))), task)));
+    fn spawn_boxed(&mut self, node: usize, task: Task) {
+        self.tasks
+            .push(Some((Arc::new(Flag(AtomicBool::new(true))), node, task)));
     }
 
     /// Polls every task that was woken, in the order they were started, until none is. Says whether any was.
@@ -465,13 +586,13 @@ impl Sim {
         let mut progress = false;
         loop {
             let spawned = std::mem::take(&mut self.world.borrow_mut().spawned);
-            for task in spawned {
-                self.spawn(task);
+            for (node, task) in spawned {
+                self.spawn_boxed(node, task);
             }
             let mut any = false;
             for slot in &mut self.tasks {
-                let Some((flag, task)) = slot else { continue };
-                if !flag.0.swap(false, Ordering::Relaxed) {
+                let Some((flag, node, task)) = slot else { continue };
+                if self.world.borrow().nodes[*node].frozen || !flag.0.swap(false, Ordering::Relaxed) {
                     continue;
                 }
                 any = true;
