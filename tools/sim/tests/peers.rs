@@ -110,6 +110,11 @@ impl Cluster {
             .collect();
     }
 
+    fn restart(&mut self, node: usize) {
+        self.sim.start(node);
+        self.attend(node);
+    }
+
     fn peers(&self, node: usize, core: CoreId) -> Peers {
         self.sim.peers(node, core)
     }
@@ -426,4 +431,178 @@ fn a_peer_that_reads_nothing_is_busy_by_bytes_and_slows_no_other() {
     for call in calls {
         assert_eq!(cluster.end(0, call), Ok(payload.clone()));
     }
+}
+
+/// What the handler of a core was told of a node.
+fn told(cluster: &Cluster, node: usize, core: usize, of: usize) -> Vec<Liveness> {
+    let log = cluster.echoes[node][core].log.borrow();
+    let of = log.liveness.iter().filter(|(id, _)| *id == 1 + of as u64);
+    of.map(|&(_, change)| change).collect()
+}
+
+#[test]
+fn a_killed_peer_is_noticed_by_every_core_and_its_calls_end_at_once() {
+    let mut cluster = Cluster::new(20, 3, 2);
+    cluster.settle();
+    cluster.echoes[1][0].holds.set(true);
+    let within = Duration::from_secs(60);
+    let call = cluster.begin(0, 1, ECHO, "x", within);
+    let deadline = cluster.sim.now() + within;
+    let other_core = cluster.peers(0, 1).call(id(1, 1), 0, DROP, Bytes::new(), deadline);
+    assert!(cluster.end(0, other_core).is_err());
+    cluster.echoes[1][1].holds.set(true);
+    let other_core = cluster.peers(0, 1).call(id(1, 1), 0, ECHO, Bytes::new(), deadline);
+    let waiting = cluster.echoes[1].clone();
+    cluster.sim.until(|_| {
+        let held = waiting.iter().all(|echo| !echo.log.borrow().held.is_empty());
+        held.then_some(())
+    });
+    let before = cluster.sim.now();
+    cluster.sim.kill(1);
+    let lost = Err(PeerError::Lost { maybe_received: true });
+    assert_eq!(cluster.end(0, call), lost);
+    assert_eq!(cluster.end(0, other_core), lost);
+    let took = cluster.sim.now() - before;
+    let limits = PeerLimits::default();
+    let latest = limits.suspect_after + limits.ping_interval * 2;
+    assert!(took <= latest, "{took:?} until the calls ended");
+    assert!(took >= limits.suspect_after - limits.ping_interval * 2, "{took:?}");
+    cluster.sim.run_for(Duration::from_millis(10));
+    for core in 0..2 {
+        assert!(!cluster.peers(0, core).is_alive(2), "core {core}");
+        assert!(cluster.peers(0, core).is_alive(3), "core {core}");
+        assert_eq!(told(&cluster, 0, usize::from(core), 1), [Liveness::Up, Liveness::Down]);
+        assert_eq!(told(&cluster, 0, usize::from(core), 2), [Liveness::Up]);
+    }
+    // A call to it does not wait for its deadline: one dial may be under way.
+    let before = cluster.sim.now();
+    assert_eq!(cluster.call(0, 1, ECHO, "y"), Err(PeerError::Unreachable));
+    assert!(cluster.sim.now() - before <= limits.dial_timeout);
+}
+
+#[test]
+fn a_restarted_peer_is_connected_at_once_whoever_has_the_smaller_id() {
+    for (dead, left) in [(0, 1), (1, 0)] {
+        for down_ms in [5, 100, 400, 3_000] {
+            let mut cluster = Cluster::new(21, 2, 2);
+            cluster.settle();
+            cluster.sim.kill(dead);
+            cluster.sim.run_for(Duration::from_millis(down_ms));
+            cluster.restart(dead);
+            let before = cluster.sim.now();
+            cluster.settle();
+            let took = cluster.sim.now() - before;
+            assert!(took <= Duration::from_millis(250), "{took:?} after {down_ms} ms");
+            assert!(cluster.call(left, dead, ECHO, "x").is_ok(), "{down_ms} ms");
+            assert!(cluster.call(dead, left, ECHO, "x").is_ok(), "{down_ms} ms");
+            cluster.sim.run_for(Duration::from_millis(10));
+            for core in 0..2 {
+                let changes = told(&cluster, left, core, dead);
+                let restarts = changes.iter().filter(|&&change| change == Liveness::Restarted).count();
+                assert_eq!(restarts, 1, "core {core} after {down_ms} ms: {changes:?}");
+                assert_ne!(changes.last(), Some(&Liveness::Down));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_peer_that_stops_in_good_order_is_gone_at_once() {
+    let mut cluster = Cluster::new(22, 2, 2);
+    cluster.settle();
+    cluster.sim.stop(1);
+    cluster.sim.until(|sim| sim.has_stopped(1).then_some(()));
+    let stopped = cluster.sim.now();
+    cluster.sim.until(|sim| (!sim.peers(0, 1).is_alive(2)).then_some(()));
+    assert!(cluster.sim.now() - stopped < Duration::from_millis(5));
+    // Its own calls end too.
+    assert_eq!(cluster.call(1, 0, ECHO, "x"), Err(PeerError::Stopped));
+}
+
+#[test]
+fn a_core_that_did_not_run_suspects_nobody() {
+    let mut cluster = Cluster::new(23, 3, 1);
+    cluster.settle();
+    cluster.sim.run_for(Duration::from_millis(333));
+    cluster.sim.freeze(0);
+    cluster.sim.run_for(Duration::from_secs(10));
+    for node in [1, 2] {
+        assert!(!cluster.peers(node, 0).is_alive(1), "the others saw it fall silent");
+    }
+    cluster.sim.thaw(0);
+    cluster.sim.run_for(Duration::from_secs(1));
+    for other in [1, 2] {
+        assert_eq!(told(&cluster, 0, 0, other), [Liveness::Up], "it suspected node {other}");
+        assert_eq!(
+            told(&cluster, other, 0, 0),
+            [Liveness::Up, Liveness::Down, Liveness::Up]
+        );
+    }
+    cluster.settle();
+}
+
+#[test]
+fn an_idle_pair_costs_one_exchange_an_interval() {
+    let mut cluster = Cluster::new(24, 2, 4);
+    cluster.settle();
+    cluster.sim.run_for(Duration::from_secs(5));
+    let (sent, messages) = (cluster.sim.sent(), cluster.stats(0, 1).messages_sent);
+    cluster.sim.run_for(Duration::from_secs(10));
+    let (sent, messages) = (cluster.sim.sent() - sent, cluster.stats(0, 1).messages_sent - messages);
+    assert!((95..=101).contains(&messages), "{messages} pings in 100 intervals");
+    assert!(sent <= 4 * messages, "{sent} datagrams for {messages} pings");
+    assert_eq!(cluster.stats(0, 1).suspicions, 0);
+    assert!(cluster.stats(0, 1).round_trip_us >= 100);
+    assert_eq!(cluster.peers(0, 0).clock_offset_ms(2), Some(0));
+    assert_eq!(cluster.peers(1, 0).directory(1), Some(1 << 64));
+}
+
+#[test]
+fn bad_weather_raises_no_suspicion_and_loses_no_call() {
+    for seed in 0..5 {
+        let weather = Weather {
+            loss_per_mille: 50,
+            delay: Duration::from_millis(2),
+            jitter: Duration::from_millis(8),
+            steering: seed % 2 == 0,
+            ..Weather::default()
+        };
+        let mut cluster = Cluster::with(seed, &vec![setup(3, 2); 3], weather);
+        cluster.settle();
+        for round in 0..20_u32 {
+            let calls: Vec<(usize, Call)> = (0..3)
+                .flat_map(|from| (0..3).filter(move |&to| to != from).map(move |to| (from, to)))
+                .map(|(from, to)| {
+                    let call = cluster.begin(from, to, ECHO, round.to_le_bytes().to_vec(), Duration::from_secs(10));
+                    (from, call)
+                })
+                .collect();
+            for (from, call) in calls {
+                assert_eq!(cluster.end(from, call).unwrap(), &round.to_le_bytes()[..]);
+            }
+        }
+        for (node, other) in [(0, 1), (1, 2), (2, 0)] {
+            assert_eq!(cluster.stats(node, other).suspicions, 0, "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_seed_is_a_run() {
+    let run = || {
+        let weather = Weather {
+            loss_per_mille: 30,
+            jitter: Duration::from_millis(1),
+            ..Weather::default()
+        };
+        let mut cluster = Cluster::with(77, &vec![setup(3, 2); 3], weather);
+        cluster.settle();
+        cluster.sim.kill(2);
+        cluster.sim.run_for(Duration::from_secs(2));
+        cluster.restart(2);
+        cluster.settle();
+        assert!(cluster.call(0, 2, ECHO, "x").is_ok());
+        (cluster.sim.trace(), cluster.sim.elapsed())
+    };
+    assert_eq!(run(), run());
 }
