@@ -47,6 +47,7 @@ mod detector;
 mod exchange;
 mod lane;
 mod link;
+pub mod quiesce;
 pub(crate) mod stats;
 
 use std::cell::RefCell;
