@@ -113,7 +113,6 @@ pub(crate) struct NodeState {
     /// How often it was started.
     incarnation: u64,
     setup: NodeSetup,
-    peers: Vec<Peers>,
 }
 
 /// Who sends or receives a datagram.
@@ -245,6 +244,8 @@ impl Wake for Flag {
 pub struct Sim {
     world: Rc<RefCell<World>>,
     authority: Authority,
+    /// By node, then by core; none of a node that is down.
+    peers: Vec<Vec<Peers>>,
     /// With the node each runs on.
     tasks: Vec<Option<(Arc<Flag>, usize, Task)>>,
     /// The clients, in the order they were added.
@@ -279,6 +280,7 @@ impl Sim {
         Self {
             world: Rc::new(RefCell::new(world)),
             authority: Authority::new(),
+            peers: Vec::new(),
             tasks: Vec::new(),
             clients: Vec::new(),
         }
@@ -296,8 +298,8 @@ impl Sim {
             frozen: false,
             incarnation: 0,
             setup: setup.clone(),
-            peers: Vec::new(),
         });
+        self.peers.push(Vec::new());
         self.start(node);
         node
     }
@@ -325,8 +327,8 @@ impl Sim {
             state.up = true;
             state.stopping = false;
             state.running = Rc::clone(&running);
-            state.peers.clone_from(&peers);
         }
+        self.peers[node].clone_from(&peers);
         for (env, peers) in envs.into_iter().zip(peers) {
             let (config, running) = (config.clone(), Rc::clone(&running));
             self.spawn(node, async move {
@@ -381,7 +383,7 @@ impl Sim {
 
     /// The peers of a core of a node that is up.
     pub fn peers(&self, node: usize, core: CoreId) -> Peers {
-        self.world.borrow().nodes[node].peers[usize::from(core)].clone()
+        self.peers[node][usize::from(core)].clone()
     }
 
     /// Runs a task on a node until it ends or the node dies.
@@ -395,7 +397,6 @@ impl Sim {
         let state = &mut world.nodes[node];
         state.up = false;
         state.frozen = false;
-        let peers = std::mem::take(&mut state.peers);
         for inbox in &mut state.cores {
             *inbox = Inbox::default();
         }
@@ -405,7 +406,7 @@ impl Sim {
                 *slot = None;
             }
         }
-        drop(peers);
+        self.peers[node].clear();
     }
 
     /// Stops polling a node's tasks, as SIGSTOP does. What is sent to it waits.
@@ -600,6 +601,10 @@ impl Sim {
                 if task.as_mut().poll(&mut Context::from_waker(&waker)) == Poll::Ready(()) {
                     *slot = None;
                 }
+            }
+            // What was spawned last has usually ended first.
+            while let Some(None) = self.tasks.last() {
+                self.tasks.pop();
             }
             if !any {
                 return progress;

@@ -314,7 +314,8 @@ impl Exchange {
             stats.queued_bytes += link.pending_bytes.iter().sum::<usize>() as u64;
         }
         for (_, connection) in self.connections.iter().filter(|(_, other)| other.node == place) {
-            stats.connections += 1;
+            stats.connections += u64::from(connection.greeted);
+            stats.connecting += u64::from(!connection.greeted);
             let lanes = connection.lanes.iter().flatten();
             stats.queued_bytes += lanes.map(|lane| lane.output.waiting() as u64).sum::<u64>();
         }

@@ -5,8 +5,10 @@ use crate::stats::counters;
 counters! {
     /// Counters of one core's dealings with one node since the core's start, and a few gauges.
     PeerStats {
-        /// Gauge: connections, those being made included.
+        /// Gauge: connections on which both sides have said who they are.
         connections,
+        /// Gauge: connections being made, by either side.
+        connecting,
         /// Gauge: calls without an answer.
         calls_in_flight,
         /// Gauge: bytes of messages the transport has not taken.

@@ -334,6 +334,7 @@ impl Exchange {
 
     pub(super) fn close(&mut self, driver: &mut Driver, key: ConnectionKey, code: u32, reason: &str) {
         driver.close(self.now, key, code, reason);
+        self.count_loss(key, code);
         self.gone(key);
     }
 
@@ -342,19 +343,30 @@ impl Exchange {
         let Some(connection) = self.connection(key) else { return };
         let (node, incarnation) = (connection.node, connection.incarnation);
         tracing::debug!(node = self.nodes[node].id, %reason, "peer connection ended");
-        self.gone(key);
-        let CloseReason::Application { code, .. } = *reason else {
-            return;
+        let code = match *reason {
+            CloseReason::Application { code, .. } => u32::try_from(code).ok(),
+            _ => None,
         };
-        let leaves = [close_code::SHUTTING_DOWN, close_code::STOPPED]
-            .map(u64::from)
-            .contains(&code);
+        self.count_loss(key, code.unwrap_or(close_code::PROTOCOL));
+        self.gone(key);
+        let Some(code) = code else { return };
+        let leaves = [close_code::SHUTTING_DOWN, close_code::STOPPED].contains(&code);
         if leaves
             && incarnation != 0
             && incarnation == self.nodes[node].incarnation
             && self.detector.as_mut().is_some_and(|detector| detector.gone(node))
         {
             self.set_alive(driver, node, false);
+        }
+    }
+
+    /// Counts the end of a connection, unless it was one in good order.
+    fn count_loss(&mut self, key: ConnectionKey, code: u32) {
+        if ![close_code::NONE, close_code::SHUTTING_DOWN].contains(&code)
+            && let Some(connection) = self.connection(key)
+        {
+            let node = connection.node;
+            self.nodes[node].stats.connections_lost += 1;
         }
     }
 
@@ -388,7 +400,6 @@ impl Exchange {
                 self.dial_failed(index);
             }
         }
-        self.nodes[connection.node].stats.connections_lost += 1;
         self.keep(index);
     }
 

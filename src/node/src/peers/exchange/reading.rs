@@ -2,11 +2,14 @@
 
 use bytes::Bytes;
 use generation_proto::close_code;
-use generation_proto::peer::{Class, Message, Ping, Refusal, control};
+use generation_proto::peer::{Class, HEADER_LEN, Message, PeerHello, Ping, Refusal, control};
 use generation_quic::{ConnectionKey, Driver, Read, StreamError};
 
 use super::{Asked, Delivery, Exchange, RequestHead};
 use crate::peers::PeerError;
+
+/// Most bytes of a hello: what a lane may have left unfinished before it has said one.
+const HELLO_BYTES: usize = HEADER_LEN + PeerHello::MAX_LEN;
 
 impl Exchange {
     pub(super) fn read(&mut self, now_ms: u64, driver: &mut Driver, place: usize, lane: usize) {
@@ -38,6 +41,9 @@ impl Exchange {
                 }
             }
         });
+        if !read.greeted && messages.is_empty() && read.decoder.buffered_len() > HELLO_BYTES {
+            failure.get_or_insert_with(|| "a lane begins with a hello".to_owned());
+        }
         match outcome {
             Ok(Read::Blocked) => {}
             Ok(Read::Limit) => self.queue_read(place, lane),
