@@ -16,6 +16,10 @@ pub const VERSION: u32 = 5;
 pub const UNFINISHED: u32 = 6;
 /// The node has stopped before every request was answered and every reply acknowledged: an unanswered write is in doubt.
 pub const STOPPED: u32 = 7;
+/// The peer left too much of what it was answered unread.
+pub const UNREAD: u32 = 8;
+/// A node said to be another one, or of another cluster or core, than it was taken for.
+pub const WRONG_NODE: u32 = 9;
 
 /// Every code with its name, in order.
 pub const ALL: &[(u32, &str)] = &[
@@ -27,4 +31,6 @@ pub const ALL: &[(u32, &str)] = &[
     (VERSION, "version"),
     (UNFINISHED, "unfinished"),
     (STOPPED, "stopped"),
+    (UNREAD, "unread"),
+    (WRONG_NODE, "wrong node"),
 ];

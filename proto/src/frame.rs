@@ -1,8 +1,10 @@
 //! Frames: a 16-byte header and a payload. The decoder takes a byte stream in whatever pieces it arrives and gives whole frames.
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::assembler::Assembler;
 
 /// Bytes of a frame header.
 pub const HEADER_LEN: usize = size_of::<Header>();
@@ -12,13 +14,6 @@ pub const FLAG_REPLY: u8 = 0b0000_0001;
 
 /// Header flags that must be zero. A flag may change how the payload is read, so an unknown one cannot be skipped.
 pub const FLAGS_RESERVED: u8 = !FLAG_REPLY;
-
-/// Most bytes reserved for a frame of which only a header has arrived. Beyond it memory grows in proportion to what arrives, so
-/// a peer cannot make a node reserve megabytes by sending 16 bytes.
-const MAX_RESERVE: usize = 4 << 10;
-
-/// Fewest bytes reserved for an unfinished frame: most requests fit, so that one cut inside its header is allocated for once.
-const MIN_RESERVE: usize = 256;
 
 /// The header of every frame, as it is on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -154,11 +149,7 @@ impl FrameError {
 pub struct Decoder {
     side: Side,
     limit: u32,
-    /// What arrived before `piece` and is not given out: the begin of an unfinished frame, or more where pieces were fed
-    /// without being drained. Empty between frames otherwise.
-    partial: BytesMut,
-    /// The piece being taken apart.
-    piece: Bytes,
+    assembler: Assembler,
     failed: Option<FrameError>,
 }
 
@@ -170,38 +161,33 @@ impl Decoder {
         Self {
             side,
             limit,
-            partial: BytesMut::new(),
-            piece: Bytes::new(),
+            assembler: Assembler::default(),
             failed: None,
         }
     }
 
     /// Takes the next piece of the stream.
     pub fn feed(&mut self, piece: Bytes) {
-        if self.failed.is_some() {
-            return;
+        if self.failed.is_none() {
+            self.assembler.feed(piece);
         }
-        // Fed twice without draining: what is there goes first, at the end of a buffer that grows by doubling.
-        self.partial.extend_from_slice(&self.piece);
-        self.piece = piece;
     }
 
     /// The next whole frame, or `None` when more bytes are needed.
     #[inline]
     pub fn next_frame(&mut self) -> Result<Option<Frame>, FrameError> {
-        if self.partial.is_empty()
-            && let Ok((header, _)) = Header::ref_from_prefix(&self.piece)
-            && let Some(end) = HEADER_LEN.checked_add(header.len.get() as usize)
-            && end <= self.piece.len()
-            && self.check(header).is_ok()
-        {
-            // The usual case: a frame that lies whole in the current piece.
-            let header = *header;
-            let mut payload = self.piece.split_to(end);
-            payload.advance(HEADER_LEN);
-            return Ok(Some(frame(&header, payload)));
+        if let Some(error) = self.failed {
+            return Err(error);
         }
-        self.next_frame_slow()
+        let (side, limit) = (self.side, self.limit);
+        match self.assembler.next(|header| check(side, limit, header)) {
+            Ok(found) => Ok(found.map(|(header, payload)| frame(&header, payload))),
+            Err(error) => {
+                self.failed = Some(error);
+                self.assembler.clear();
+                Err(error)
+            }
+        }
     }
 
     /// Says whether the stream may end here: it may between frames only.
@@ -215,100 +201,38 @@ impl Decoder {
 
     /// Bytes held for frames not yet given out.
     pub fn buffered_len(&self) -> usize {
-        self.partial.len() + self.piece.len()
+        self.assembler.buffered_len()
     }
+}
 
-    /// A frame that is not whole in the current piece, or is not legal.
-    fn next_frame_slow(&mut self) -> Result<Option<Frame>, FrameError> {
-        if let Some(error) = self.failed {
-            return Err(error);
-        }
-        if self.buffered_len() == 0 {
-            return Ok(None);
-        }
-        let frame = self.completed_partial();
-        if let Err(error) = frame {
-            self.failed = Some(error);
-            self.piece = Bytes::new();
-            self.partial = BytesMut::new();
-        }
-        frame
+/// How many bytes of payload follow a header that is legal on a stream read by `side`.
+#[inline]
+fn check(side: Side, limit: u32, header: &Header) -> Result<u32, FrameError> {
+    let request_id = header.request_id.get();
+    let len = header.len.get();
+    if header.flags & FLAGS_RESERVED != 0 {
+        return Err(FrameError::ReservedFlags {
+            flags: header.flags,
+            request_id,
+        });
     }
-
-    /// Copies what the first frame lacks in `partial`, and no more, so that the frames after it are taken from their piece.
-    fn completed_partial(&mut self) -> Result<Option<Frame>, FrameError> {
-        if !self.fill_partial(HEADER_LEN) {
-            return Ok(None);
-        }
-        let (header, _) = Header::read_from_prefix(&self.partial).expect("invariant: filled to a header's length");
-        self.check(&header)?;
-        let end = HEADER_LEN + header.len.get() as usize;
-        if !self.fill_partial(end) {
-            return Ok(None);
-        }
-        let mut payload = if self.partial.len() == end {
-            // The frame takes the allocation with it: a stream that is idle from now on keeps nothing.
-            std::mem::take(&mut self.partial)
-        } else {
-            self.partial.split_to(end)
-        };
-        payload.advance(HEADER_LEN);
-        Ok(Some(frame(&header, payload.freeze())))
+    let is_reply = header.flags & FLAG_REPLY != 0;
+    if is_reply != (side == Side::Client) {
+        return Err(FrameError::WrongDirection { request_id });
     }
-
-    /// Moves bytes from the piece until `partial` has `len`; `false` when the piece ran out first.
-    fn fill_partial(&mut self, len: usize) -> bool {
-        let lacking = len.saturating_sub(self.partial.len()).min(self.piece.len());
-        if lacking > 0 {
-            let kept = self.partial.len() + lacking;
-            if self.partial.capacity() < kept {
-                // Twice what is there, so that a frame in many pieces is copied a bounded number of times, but no more than
-                // the frame needs.
-                let ahead = (2 * kept).max(MAX_RESERVE).min(len.max(MIN_RESERVE));
-                self.partial.reserve(ahead - self.partial.len());
-            }
-            self.partial.extend_from_slice(&self.piece[..lacking]);
-            self.piece.advance(lacking);
-        }
-        if self.piece.is_empty() {
-            // The receive buffer behind it can go.
-            self.piece = Bytes::new();
-        }
-        self.partial.len() >= len
+    if len > limit {
+        return Err(FrameError::TooLarge { len, limit, request_id });
     }
-
-    #[inline]
-    fn check(&self, header: &Header) -> Result<(), FrameError> {
-        let request_id = header.request_id.get();
-        let len = header.len.get();
-        if header.flags & FLAGS_RESERVED != 0 {
-            return Err(FrameError::ReservedFlags {
-                flags: header.flags,
-                request_id,
-            });
-        }
-        let is_reply = header.flags & FLAG_REPLY != 0;
-        if is_reply != (self.side == Side::Client) {
-            return Err(FrameError::WrongDirection { request_id });
-        }
-        if len > self.limit {
-            return Err(FrameError::TooLarge {
-                len,
-                limit: self.limit,
-                request_id,
-            });
-        }
-        let fixed = if is_reply { crate::reply::META_LEN as u32 } else { 0 };
-        let needed = fixed + u32::from(header.options_len.get());
-        if needed > len {
-            return Err(FrameError::Overrun {
-                len,
-                needed,
-                request_id,
-            });
-        }
-        Ok(())
+    let fixed = if is_reply { crate::reply::META_LEN as u32 } else { 0 };
+    let needed = fixed + u32::from(header.options_len.get());
+    if needed > len {
+        return Err(FrameError::Overrun {
+            len,
+            needed,
+            request_id,
+        });
     }
+    Ok(len)
 }
 
 #[inline]

@@ -1,20 +1,22 @@
-//! The wire protocol between a Generation client and a node: frames, messages, status codes, limits, the slot function and
-//! the cluster map. `PROTOCOL.md` beside this crate draws every byte; this crate is its only implementation, used by both
-//! sides.
+//! The wire protocol between a Generation client and a node, and between nodes ([`peer`]): frames, messages, status codes,
+//! limits, the slot function and the cluster map. `PROTOCOL.md` beside this crate draws every byte; this crate is its only
+//! implementation, used by both sides.
 //!
 //! Everything here is pure: bytes in, values out. Nothing reads a clock, opens a socket or keeps a connection's state, apart
-//! from [`frame::Decoder`], which holds the bytes of one unfinished frame. Decoding borrows from the received bytes and never
-//! panics, whatever they are; encoding appends to a buffer of the caller's.
+//! from [`frame::Decoder`] and [`peer::PeerDecoder`], which hold the bytes of what is unfinished. Decoding borrows from the
+//! received bytes and never panics, whatever they are; encoding appends to a buffer of the caller's.
 //!
 //! The engine does not know this crate and this crate does not know the engine: the node translates.
 
 #![forbid(unsafe_code)]
 
+mod assembler;
 pub mod close_code;
 pub mod frame;
 pub mod limits;
 pub mod map;
 pub mod options;
+pub mod peer;
 pub mod reply;
 pub mod request;
 pub mod slot;
@@ -25,6 +27,7 @@ pub use frame::{Decoder, Frame, FrameError, Side};
 pub use limits::Limits;
 pub use map::{Map, SlotTable};
 pub use options::{Condition, Consistency, ReplyOptions, RequestOptions, Session};
+pub use peer::ALPN_PEER;
 pub use reply::{Reply, ReplyMeta};
 pub use request::{Hello, Opcode, Operation, Request, RequestError, Scan};
 pub use status::{Class, Status};

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::BytesMut;
 use generation_proto::options::{IGNORABLE, request_tag};
+use generation_proto::peer::{QuiesceVerb, Refusal};
 use generation_proto::request::{Item, ItemList, KeyList, Opcode};
 use generation_proto::status::{Class, Status};
 use generation_proto::{
     Frame, Hello, Limits, MAJOR, MINOR, Operation, Request, RequestError, Scan, close_code, frame, limits, options,
-    reply,
+    peer, reply,
 };
 
 const DOCUMENT: &str = include_str!("../PROTOCOL.md");
@@ -74,6 +75,51 @@ fn close_codes_are_listed() {
         .iter()
         .map(|&(code, name)| (u64::from(code), name.to_owned()));
     assert_eq!(names("## Connection"), codes.collect());
+}
+
+#[test]
+fn peer_messages_are_listed() {
+    assert_eq!(
+        peer::ALPN_PEER,
+        format!("generation-peer/{}", peer::PEER_VERSION).as_bytes()
+    );
+    let named = |names: &[(u8, String)]| {
+        let names = names.iter().map(|(code, name)| (u64::from(*code), name.clone()));
+        names.collect::<BTreeMap<_, _>>()
+    };
+    let classes: Vec<_> = peer::Class::ALL
+        .iter()
+        .map(|class| (class.code(), format!("{class:?}")))
+        .collect();
+    assert_eq!(names("### Classes"), named(&classes));
+    let refusals: Vec<_> = Refusal::ALL
+        .iter()
+        .map(|refusal| (refusal.code(), format!("{refusal:?}")))
+        .collect();
+    assert_eq!(names("### Refusals"), named(&refusals));
+    let controls = [
+        (peer::control::HELLO, "hello"),
+        (peer::control::PING, "ping"),
+        (peer::control::PONG, "pong"),
+    ];
+    let controls = controls.map(|(kind, name)| (kind, name.to_owned()));
+    assert_eq!(names("### Control"), named(&controls));
+    let verbs = [
+        QuiesceVerb::Propose,
+        QuiesceVerb::Accept,
+        QuiesceVerb::Decline,
+        QuiesceVerb::Wake,
+    ];
+    let verbs = verbs.map(|verb| (verb as u8, format!("{verb:?}")));
+    assert_eq!(names("### Keeping still"), named(&verbs));
+    for code in 0..=u8::MAX {
+        assert_eq!(
+            peer::Class::from_code(code).map(peer::Class::code),
+            names("### Classes").contains_key(&u64::from(code)).then_some(code)
+        );
+        let refusal = Refusal::from_code(code);
+        assert!(refusal.code() == code || refusal == Refusal::Unanswered);
+    }
 }
 
 #[test]
@@ -254,6 +300,8 @@ fn limits_are_listed() {
         ("MAX_SHARDS", limits::MAX_SHARDS),
         ("MAX_NODES", limits::MAX_NODES),
         ("MAX_REPLICAS", limits::MAX_REPLICAS),
+        ("peer::MAX_PAYLOAD_LEN", peer::MAX_PAYLOAD_LEN),
+        ("peer::MAX_PROMPT_LEN", peer::MAX_PROMPT_LEN),
     ];
     assert_eq!(listed, known.map(|(name, limit)| (name.to_owned(), limit)).into());
 }
@@ -266,4 +314,8 @@ fn sizes_that_are_drawn_are_those_of_the_code() {
     assert_eq!(reply::MultiResult::OVERHEAD, 32);
     assert_eq!(reply::Page::LEN, 16);
     assert_eq!(reply::PageEntry::OVERHEAD, 24);
+    assert_eq!(peer::HEADER_LEN, 16);
+    assert_eq!(peer::PeerHello::FIXED_LEN, 40);
+    assert_eq!(peer::Ping::LEN, 16);
+    assert_eq!(peer::Quiesce::LEN, 17);
 }

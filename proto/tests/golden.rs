@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use bytes::{Bytes, BytesMut};
 use generation_proto::map::Map;
+use generation_proto::peer::{Message, PeerDecoder, PeerHello, Ping, Quiesce};
 use generation_proto::reply::{HelloReply, META_LEN, MultiResult, Page, Stat};
 use generation_proto::request::Opcode;
 use generation_proto::{Decoder, Frame, Limits, Reply, Request, Side};
@@ -184,6 +185,9 @@ fn every_file_is_a_vector() {
         );
     });
     vectors::each_reply(|name, _| assert!(expected.insert(format!("{name}.reply.hex")), "two vectors named {name}"));
+    vectors::each_peer_message(|name, _| {
+        assert!(expected.insert(format!("{name}.peer.hex")), "two vectors named {name}");
+    });
     let files: BTreeSet<String> = std::fs::read_dir(directory())
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -198,4 +202,58 @@ fn every_operation_has_vectors() {
     vectors::each_reply(|_, reply| _ = replied.insert(reply.opcode));
     let all: BTreeSet<u8> = Opcode::ALL.iter().map(|opcode| opcode.code()).collect();
     assert_eq!((&requested, &replied), (&all, &all));
+}
+
+fn whole_message(bytes: &[u8]) -> Option<Message> {
+    let mut decoder = PeerDecoder::new(1 << 20);
+    decoder.feed(Bytes::copy_from_slice(bytes));
+    let message = decoder.next_message().ok()??;
+    decoder.finish().ok()?;
+    Some(message)
+}
+
+#[test]
+fn peer_messages_encode_to_their_vectors_and_back() {
+    vectors::each_peer_message(|name, encoded| {
+        let file = format!("{name}.peer.hex");
+        assert_golden(&file, encoded);
+        let message = whole_message(&golden(&file).unwrap()).unwrap();
+        let mut again = BytesMut::new();
+        message.encode(&mut again);
+        assert_eq!(again, encoded, "{name}");
+        match name {
+            "hello" => assert_eq!(PeerHello::decode(&message.payload), Some(vectors::PEER_HELLO)),
+            "ping" | "pong" => assert_eq!(Ping::decode(&message.payload), Some(vectors::PING)),
+            "quiesce" => assert_eq!(Quiesce::decode(&message.payload), Some(vectors::QUIESCE)),
+            _ => {}
+        }
+    });
+}
+
+#[test]
+fn every_byte_of_a_peer_message_matters() {
+    vectors::each_peer_message(|name, encoded| {
+        let message = whole_message(encoded).unwrap();
+        for at in 0..encoded.len() {
+            for flip in [0x01, 0x80] {
+                let mut changed = encoded.to_vec();
+                changed[at] ^= flip;
+                assert_ne!(
+                    whole_message(&changed).as_ref(),
+                    Some(&message),
+                    "{name}: byte {at} flipped by {flip:#x}"
+                );
+            }
+        }
+        for at in 0..message.payload.len() {
+            let mut changed = message.payload.to_vec();
+            changed[at] ^= 0x01;
+            match name {
+                "hello" => assert_ne!(PeerHello::decode(&changed), Some(vectors::PEER_HELLO)),
+                "ping" | "pong" => assert_ne!(Ping::decode(&changed), Some(vectors::PING)),
+                "quiesce" => assert_ne!(Quiesce::decode(&changed), Some(vectors::QUIESCE)),
+                _ => {}
+            }
+        }
+    });
 }

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use bytes::BytesMut;
 use generation_proto::map::{Map, Node, NodeState, Replica, Shard, SlotRange};
 use generation_proto::options::{Condition, Consistency, Moved, ReplyOptions, RequestOptions, Session};
+use generation_proto::peer::{Class, Message, PeerHello, Ping, Quiesce, QuiesceVerb, Refusal, control};
 use generation_proto::reply::{self, HelloReply, MultiResult, Page, PageEntry, Reply, ReplyMeta, Stat};
 use generation_proto::request::{Hello, Item, ItemList, KeyList, Opcode, Operation, Request, Scan};
 use generation_proto::status::Status;
@@ -310,4 +311,55 @@ pub(crate) fn each_reply(mut visit: impl FnMut(&str, &Reply<'_>)) {
         "cut short",
     );
     visit("refusal", &refusal);
+}
+
+/// The hello of the golden vectors.
+pub(crate) const PEER_HELLO: PeerHello<'_> = PeerHello {
+    version: 1,
+    core: 1,
+    cores: 2,
+    node: 3,
+    directory: 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff,
+    incarnation: 0x0102_0304_0506_0708,
+    cluster: "main",
+};
+
+/// The ping of the golden vectors.
+pub(crate) const PING: Ping = Ping {
+    echo: 0x1122_3344_5566_7788,
+    unix_ms: 1_700_000_000_000,
+};
+
+/// The proposal of the golden vectors.
+pub(crate) const QUIESCE: Quiesce = Quiesce {
+    verb: QuiesceVerb::Propose,
+    term: 8,
+    index: 42,
+};
+
+/// Every message between nodes of the golden vectors, with its name and encoding.
+pub(crate) fn each_peer_message(mut visit: impl FnMut(&str, &[u8])) {
+    let mut message = |name: &str, class: Class, kind: u8, id: u64, payload: &[u8]| {
+        let mut encoded = BytesMut::new();
+        Message {
+            class,
+            kind,
+            shard: 5,
+            id,
+            payload: payload.to_vec().into(),
+        }
+        .encode(&mut encoded);
+        visit(name, &encoded);
+    };
+    let id = 0x0102_0304_0506_0708;
+    message("request", Class::Request, 7, id, b"append");
+    message("reply", Class::Reply, 7, id, b"");
+    message("one-way", Class::OneWay, 7, 0, b"hint");
+    message("refusal", Class::Refusal, 7, id, &[Refusal::Busy.code()]);
+    message("quiesce", Class::OneWay, 7, 0, &QUIESCE.to_bytes());
+    message("ping", Class::Control, control::PING, 0, &PING.to_bytes());
+    message("pong", Class::Control, control::PONG, 0, &PING.to_bytes());
+    let mut encoded = BytesMut::new();
+    PEER_HELLO.encode(&mut encoded);
+    visit("hello", &encoded);
 }

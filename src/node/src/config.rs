@@ -9,6 +9,8 @@ use generation_proto::Limits;
 use generation_quic::ServerCrypto;
 use rustls::pki_types::CertificateDer;
 
+use crate::peers::PeersConfig;
+
 /// What a peer may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
@@ -117,6 +119,8 @@ pub struct CoreConfig {
     pub secret: [u8; 32],
     /// Says who a peer is.
     pub authorize: Authorize,
+    /// The other nodes.
+    pub peers: PeersConfig,
     /// Name and version of the software, as `Hello` tells it.
     pub software: String,
 }

@@ -21,6 +21,7 @@ use generation_quic::ConnectionKey;
 
 use crate::config::{CoreConfig, NodeLimits};
 use crate::env::CoreId;
+use crate::peers::Peers;
 use crate::replica::Replica;
 use crate::replies::{Origin, Replies};
 use crate::stats::{self, NodeStats};
@@ -142,10 +143,11 @@ pub(crate) struct Dispatch {
     /// Requests that had arrived at the last sweep.
     requests_swept: u64,
     pub(crate) stats: NodeStats,
+    peers: Peers,
 }
 
 impl Dispatch {
-    pub(crate) fn new(config: &CoreConfig, core: CoreId, cores: CoreId) -> Self {
+    pub(crate) fn new(config: &CoreConfig, core: CoreId, cores: CoreId, peers: Peers) -> Self {
         let map = single_node_map(config, cores);
         let table = SlotTable::new(&map.ranges, map.shards.len()).expect("invariant: even ranges cover every slot");
         let mut encoded = BytesMut::new();
@@ -171,6 +173,7 @@ impl Dispatch {
             put_off: Vec::new(),
             requests_swept: 0,
             stats: NodeStats::default(),
+            peers,
         }
     }
 
@@ -246,6 +249,7 @@ impl Dispatch {
         let shards = self.replicas.iter().enumerate();
         let shards = shards.filter_map(|(shard, replica)| Some((shard as u16, replica.as_ref()?.shard())));
         stats::encode_core(self.core, &self.stats, shards, out);
+        self.peers.encode_stats(self.core, out);
     }
 }
 

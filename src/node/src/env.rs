@@ -45,8 +45,8 @@ pub struct Transmit {
     pub segment_size: Option<usize>,
 }
 
-/// What one core of a node takes from the world.
-pub trait Env: 'static {
+/// What one core of a node takes from the world. A handle: clones are the same core.
+pub trait Env: Clone + 'static {
     /// The core's directory.
     type Disk: disk::Disk;
 
@@ -91,9 +91,13 @@ pub trait Env: 'static {
     /// Appends the messages other cores have sent here, with their senders, at most `limit`; returns how many.
     fn mesh_receive(&self, limit: usize, messages: &mut Vec<(CoreId, MeshMessage)>) -> usize;
 
-    /// Waits until a datagram or a mesh message may have arrived, a stop was asked for, the socket may have room again, or
-    /// `deadline` has come. It may return early for no reason; it must never miss one of those.
+    /// Waits until a datagram or a mesh message may have arrived, a stop was asked for, the socket may have room again,
+    /// [`wake`](Self::wake) was called, or `deadline` has come. It may return early for no reason; it must never miss one of those.
     fn park(&self, deadline: Option<Instant>) -> impl Future<Output = ()>;
+
+    /// Ends the [`park`](Self::park) under way, or if there is none the next one. For tasks of this core that leave work for the
+    /// one that parks.
+    fn wake(&self);
 
     /// Whether the node was asked to stop. Once `true` it stays so.
     fn stopping(&self) -> bool;

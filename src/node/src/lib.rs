@@ -7,6 +7,7 @@
 //! ```text
 //! datagrams ─▶ driver ─▶ streams ─▶ dispatch ─┬▶ replica (shard of this core) ─▶ replies ─▶ streams ─▶ driver ─▶ datagrams
 //!        mesh ─▶ requests of other cores ─────┘└▶ mesh (shard of another core) ─▶ …
+//!      driver ─▶ peers (other nodes) ─▶ driver
 //! ```
 //!
 //! Invariants:
@@ -22,6 +23,7 @@ mod dispatch;
 pub mod env;
 mod execute;
 pub mod mesh;
+pub mod peers;
 pub mod raft;
 mod reactor;
 mod replica;
@@ -32,4 +34,4 @@ mod streams;
 pub use config::{Authorize, CoreConfig, Identity, NodeLimits, Role};
 pub use generation_engine::{MAX_VALUE_BYTES, Policy, ShardConfig};
 pub use generation_proto::close_code;
-pub use reactor::run;
+pub use reactor::{run, run_with_peers};

@@ -22,6 +22,19 @@ pub enum MeshMessage {
     Replies(ForwardedReplies),
     /// The sender is stopping, and none of its requests are under way with the receiver any more.
     Drained,
+    /// What core 0 has found out about another node.
+    Peer(PeerLiveness),
+}
+
+/// What is known of another node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerLiveness {
+    /// The node.
+    pub node: u64,
+    /// Whether it is alive.
+    pub alive: bool,
+    /// Which of its starts it lives since, as it said itself; 0: not known.
+    pub incarnation: u64,
 }
 
 /// A request for a shard of another core.

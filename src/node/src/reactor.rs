@@ -10,6 +10,7 @@ use crate::connections::{Connections, Context};
 use crate::dispatch::{Dispatch, Incoming, Moment, Source};
 use crate::env::{CoreId, Datagram, Env, Transmit};
 use crate::mesh::MeshMessage;
+use crate::peers::{Peers, Routed};
 use crate::replies::Replies;
 use crate::streams::Streams;
 
@@ -29,7 +30,16 @@ const TURNS_PER_YIELD: u32 = 16;
 /// # Panics
 /// When `config` has no shards or more than the protocol allows, or the node has more than 256 cores.
 pub async fn run<E: Env>(env: E, config: CoreConfig) {
-    let mut core = Core::new(env, config);
+    let peers = Peers::new(&env, &config);
+    run_with_peers(env, config, peers).await;
+}
+
+/// As [`run`], with the peers made before: by whoever uses them too.
+///
+/// # Panics
+/// As [`run`].
+pub async fn run_with_peers<E: Env>(env: E, config: CoreConfig, peers: Peers) {
+    let mut core = Core::new(env, config, peers);
     let mut turns = 0;
     while !core.is_done() {
         let more = core.turn();
@@ -79,6 +89,7 @@ struct Core<E> {
     streams: Streams,
     replies: Replies,
     dispatch: Dispatch,
+    peers: Peers,
     config: CoreConfig,
     stopping: Option<Stopping>,
     /// Other cores that stopped before this one was asked to.
@@ -94,7 +105,7 @@ struct Core<E> {
 }
 
 impl<E: Env> Core<E> {
-    fn new(env: E, config: CoreConfig) -> Self {
+    fn new(env: E, config: CoreConfig, peers: Peers) -> Self {
         let mut seed = [0; 32];
         env.fill_random(&mut seed);
         let (core, cores) = (env.core(), env.cores());
@@ -112,7 +123,8 @@ impl<E: Env> Core<E> {
             connections: Connections::new(config.clone()),
             streams: Streams::default(),
             replies: Replies::new(cores, &config),
-            dispatch: Dispatch::new(&config, core, cores),
+            dispatch: Dispatch::new(&config, core, cores, peers.clone()),
+            peers,
             stopping: None,
             early_drained: 0,
             next_sweep: env.now() + config.node_limits.sweep_interval,
@@ -137,11 +149,17 @@ impl<E: Env> Core<E> {
             self.driver.handle_timeout(now);
         }
         while let Some((key, event)) = self.driver.poll_event() {
-            self.connections.event(context!(self, now), key, &event);
+            match self.peers.event(now, &mut self.driver, key, &event) {
+                Routed::Peer => {}
+                Routed::Refused => self.dispatch.stats.connections_unauthorized += 1,
+                Routed::Other => self.connections.event(context!(self, now), key, &event),
+            }
         }
+        more |= self.peers.receive(now, now_ms, &mut self.driver);
         self.stop_if_asked(now);
         self.execute(now, now_ms);
         self.connections.write(context!(self, now));
+        more |= self.flush_peers(now, now_ms);
         self.replies
             .flush(&self.env, &mut self.streams, &mut self.dispatch.stats);
         self.connections.tend(context!(self, now));
@@ -151,6 +169,16 @@ impl<E: Env> Core<E> {
         }
         more |= self.transmit(now);
         more | self.connections.has_readable()
+    }
+
+    /// Hands what is said to other nodes to the transport. Says whether there is more to do at once.
+    fn flush_peers(&mut self, now: Instant, now_ms: u64) -> bool {
+        let (own, cores) = (self.env.core(), self.env.cores());
+        self.peers.flush(now, now_ms, &mut self.driver, |liveness| {
+            for core in (0..cores).filter(|&core| core != own) {
+                self.replies.post(core, MeshMessage::Peer(liveness));
+            }
+        })
     }
 
     /// Takes datagrams off the socket. Says whether there may be more.
@@ -215,6 +243,7 @@ impl<E: Env> Core<E> {
                     }));
                 }
                 MeshMessage::Replies(replies) => self.replies.answered(&mut self.streams, core, replies),
+                MeshMessage::Peer(liveness) => self.peers.liveness(now, &mut self.driver, liveness),
                 MeshMessage::Drained => {
                     if let Some(stopping) = &mut self.stopping {
                         stopping.others += 1;
@@ -280,6 +309,7 @@ impl<E: Env> Core<E> {
         [
             self.driver.next_timeout(),
             self.connections.next_deadline(),
+            self.peers.next_deadline(),
             stop,
             Some(self.next_sweep),
         ]
@@ -332,6 +362,7 @@ impl<E: Env> Core<E> {
         self.connections
             .close_all(close_code::SHUTTING_DOWN, "the node is stopping");
         self.connections.close_at_once(context!(self, now));
+        self.peers.shut_down(now, &mut self.driver);
         self.transmit(now);
     }
 }

@@ -3,6 +3,7 @@
 //! `Stats` answers with every counter of every core and shard. Names are stable: lower case, dotted, with their unit last.
 //! - `node.*`: [`NodeStats::NAMES`] summed over the cores, and `node.cores` and `node.shards`.
 //! - `core.N.*`: the same for core `N`.
+//! - `core.N.peer.M.*`: [`crate::peers::PeerStats`] of core `N` and the cores of node `M`.
 //! - `shard.N.*`: `records`, `max_records` (0: as many as the bytes allow), `used_bytes`, `budget_bytes`, `resident_bytes`,
 //!   `index_bytes`, `hits`, `misses`, `evictions`, `expirations`, `refused`, `index` (the log index applied), `time_ms` (shard
 //!   time), `core`, and `state_hash_high` and `state_hash_low`, the two halves of the state hash.
@@ -13,26 +14,29 @@ use generation_proto::reply::Stat;
 use generation_quic::DriverStats;
 
 macro_rules! counters {
-    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
-        /// Counters of one core since its start, and a few gauges.
+    ($(#[doc = $about:literal])+ $type:ident { $($(#[doc = $doc:literal])+ $name:ident,)+ }) => {
+        $(#[doc = $about])+
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-        pub struct NodeStats {
+        pub struct $type {
             $($(#[doc = $doc])+ pub $name: u64,)+
         }
 
-        impl NodeStats {
-            /// The names, in the order of [`NodeStats::values`].
+        impl $type {
+            /// The names, in the order of the values.
             pub const NAMES: &'static [&'static str] = &[$(stringify!($name),)+];
 
-            /// The values, in the order of [`NodeStats::NAMES`].
+            /// The values, in the order of the names.
             pub fn values(&self) -> impl Iterator<Item = u64> {
                 [$(self.$name,)+].into_iter()
             }
         }
     };
 }
+pub(crate) use counters;
 
 counters! {
+/// Counters of one core since its start, and a few gauges.
+NodeStats {
     /// Turns in which there was something to do.
     turns,
     /// Datagrams received from the socket.
@@ -91,6 +95,7 @@ counters! {
     requests_of_other_cores,
     /// Times a stream was left unread because its replies were not taken.
     streams_paused,
+}
 }
 
 impl NodeStats {

@@ -382,6 +382,14 @@ impl Driver {
         self.slot(key)?.connection.streams().open(Dir::Bi)
     }
 
+    /// Which streams are sent first when several have something: those of the highest priority. 0 unless it is set.
+    pub fn set_priority(&mut self, key: ConnectionKey, stream: StreamId, priority: i32) {
+        if let Some(slot) = self.slot(key) {
+            // A stream that is closed sends nothing.
+            let _ = slot.connection.send_stream(stream).set_priority(priority);
+        }
+    }
+
     /// Reads what has arrived on a stream, in order, about `limit` bytes at most, into `sink`.
     pub fn read(
         &mut self,

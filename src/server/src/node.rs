@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use generation_node::env::CoreId;
+use generation_node::peers::{PeerLimits, PeersConfig};
 use generation_node::{Authorize, CoreConfig, NodeLimits, Policy, ShardConfig};
-use generation_quic::ServerCrypto;
+use generation_quic::{ClientCrypto, ServerCrypto};
 
 use crate::config::{self, Config, ConfigError};
 use crate::env::Shared;
@@ -63,6 +64,14 @@ pub enum DirectoryError {
         path: PathBuf,
         /// What the system said.
         error: io::Error,
+    },
+    /// The identity's file holds something else.
+    #[error("{}: `{text}` is not an identity of 32 hexadecimal digits; restore the file, or remove the whole directory", .path.display())]
+    Identity {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        text: String,
     },
     /// The epoch's file holds something else.
     #[error("{}: `{text}` is not an epoch; restore the file, or remove it if no client has seen this node", .path.display())]
@@ -147,14 +156,50 @@ impl DataDirectory {
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs());
         let epoch = last.saturating_add(1).max(u32::try_from(now_s).unwrap_or(0));
+        self.keep(&path, &epoch.to_string())?;
+        Ok(epoch)
+    }
+
+    /// The directory's own identity, drawn when it was made. Other nodes see by it that a node has lost what it had.
+    pub fn identity(&self) -> Result<u128, DirectoryError> {
+        let path = self.path.join("identity");
+        match fs::read_to_string(&path) {
+            Ok(text) => {
+                let digits = text.trim();
+                let identity = u128::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 32);
+                identity.ok_or_else(|| DirectoryError::Identity {
+                    path: path.clone(),
+                    text: digits.to_owned(),
+                })
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mut bytes = [0; 16];
+                let drawn = getrandom::fill(&mut bytes).map_err(io::Error::other);
+                drawn.map_err(|error| DirectoryError::NotWritable {
+                    path: path.clone(),
+                    error,
+                })?;
+                let identity = u128::from_le_bytes(bytes);
+                self.keep(&path, &format!("{identity:032x}"))?;
+                Ok(identity)
+            }
+            Err(error) => Err(DirectoryError::NotWritable { path, error }),
+        }
+    }
+
+    /// Writes a file of one line durably, in place of the one before.
+    fn keep(&self, path: &Path, line: &str) -> Result<(), DirectoryError> {
+        let failure = |error| DirectoryError::NotWritable {
+            path: path.to_owned(),
+            error,
+        };
         let mut file = tempfile::NamedTempFile::new_in(&self.path).map_err(failure)?;
-        writeln!(file, "{epoch}").map_err(failure)?;
+        writeln!(file, "{line}").map_err(failure)?;
         file.as_file().sync_all().map_err(failure)?;
-        file.persist(&path).map_err(|error| failure(error.error))?;
+        file.persist(path).map_err(|error| failure(error.error))?;
         File::open(&self.path)
             .and_then(|directory| directory.sync_all())
-            .map_err(failure)?;
-        Ok(epoch)
+            .map_err(failure)
     }
 }
 
@@ -190,7 +235,8 @@ impl Node {
         let buffer_bytes = config.network.socket_buffer.as_u64() as usize;
         let port = port::open(config.listen, cores, buffer_bytes)?;
         let address = port.address;
-        let core = core_config(config, &certificates, address, directory.next_epoch()?)?;
+        let start = (directory.next_epoch()?, directory.identity()?);
+        let core = core_config(config, &certificates, address, start)?;
         let cpus: Option<Vec<usize>> = config.pin.then(|| {
             let cpus = config.cpus.clone().unwrap_or_else(preflight::cpus);
             cpus.into_iter().take(cores.into()).collect()
@@ -239,19 +285,22 @@ fn core_config(
     config: &Config,
     certificates: &Arc<Certificates>,
     address: SocketAddr,
-    epoch: u32,
+    (epoch, directory): (u32, u128),
 ) -> Result<CoreConfig, NodeError> {
     let crypto = |error: &dyn std::fmt::Display| NodeError::Crypto(error.to_string());
     let tls = certificates
-        .server_config(&[generation_proto::ALPN_CLIENT])
+        .server_config(&[generation_proto::ALPN_CLIENT, generation_proto::ALPN_PEER])
+        .map_err(|error| crypto(&error))?;
+    let dialling = certificates
+        .dialling_config(generation_proto::ALPN_PEER)
         .map_err(|error| crypto(&error))?;
     let Identity { cluster, role } = certificates.identity();
     let Role::Node(node) = role else {
         unreachable!("Certificates::load takes a node's only")
     };
     let shards = u64::from(config.shards);
-    let (mut secret, mut seed) = ([0; 32], [0; 16]);
-    for bytes in [&mut secret[..], &mut seed[..]] {
+    let (mut secret, mut seed, mut incarnation) = ([0; 32], [0; 16], [0; 8]);
+    for bytes in [&mut secret[..], &mut seed[..], &mut incarnation[..]] {
         getrandom::fill(bytes).map_err(|error| crypto(&error))?;
     }
     let (low, high) = seed.split_at(8);
@@ -296,6 +345,14 @@ fn core_config(
         crypto: ServerCrypto::new(Arc::new(tls)).map_err(|error| crypto(&error))?,
         secret,
         authorize: authorize(cluster),
+        peers: PeersConfig {
+            nodes: Vec::new(),
+            crypto: Some(ClientCrypto::new(Arc::new(dialling)).map_err(|error| crypto(&error))?),
+            directory,
+            // 0 would say that it is not known.
+            incarnation: word(&incarnation) | 1,
+            limits: PeerLimits::default(),
+        },
         software: concat!("generation ", env!("CARGO_PKG_VERSION")).to_owned(),
     })
 }
@@ -334,6 +391,12 @@ mod tests {
         drop(held);
         let held = DataDirectory::open(&path).unwrap();
         assert!(held.next_epoch().unwrap() > epochs[2]);
+        let identity = held.identity().unwrap();
+        assert_eq!(held.identity().unwrap(), identity);
+        let other = DataDirectory::open(&directory.path().join("other")).unwrap();
+        assert_ne!(other.identity().unwrap(), identity);
+        fs::write(path.join("identity"), "12").unwrap();
+        assert!(matches!(held.identity(), Err(DirectoryError::Identity { .. })));
         fs::write(path.join("epoch"), "x").unwrap();
         assert!(matches!(held.next_epoch(), Err(DirectoryError::Epoch { .. })));
     }

@@ -128,6 +128,13 @@ impl Env for SimEnv {
         }
     }
 
+    fn wake(&self) {
+        let mut world = self.world.borrow_mut();
+        let inbox = &mut world.nodes[self.node].cores[usize::from(self.core)];
+        inbox.woken = true;
+        inbox.wake();
+    }
+
     fn stopping(&self) -> bool {
         self.world.borrow().nodes[self.node].stopping
     }
@@ -233,7 +240,8 @@ impl Future for Park {
         let inbox = &mut node.cores[core];
         let stop = node.stopping && !std::mem::replace(&mut inbox.stop_seen, node.stopping);
         let due = this.deadline.is_some_and(|deadline| deadline <= now);
-        if stop || due || !inbox.datagrams.is_empty() || !inbox.messages.is_empty() {
+        let woken = std::mem::take(&mut inbox.woken);
+        if stop || due || woken || !inbox.datagrams.is_empty() || !inbox.messages.is_empty() {
             return Poll::Ready(());
         }
         inbox.waker = Some(context.waker().clone());

@@ -3,11 +3,15 @@
 
 use std::sync::Arc;
 
+use generation_node::peers::SERVER_NAME as NODE_NAME;
+use generation_node::{Identity, Role};
 use generation_quic::{ClientCrypto, ServerCrypto};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, PKCS_ED25519};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, PKCS_ED25519, SanType};
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// The name in every simulated certificate.
 pub(crate) const SERVER_NAME: &str = "localhost";
@@ -28,6 +32,8 @@ pub enum ClientIdentity {
     Foreign,
     /// A certificate of the cluster's authority whose time is over.
     Expired,
+    /// A certificate of the cluster's authority with this URI in it.
+    Named(&'static str),
 }
 
 impl Default for Authority {
@@ -50,41 +56,58 @@ impl Authority {
         }
     }
 
-    /// TLS of a node, which asks for client certificates of this authority.
+    /// TLS of a node with this URI in its certificate, which asks for client certificates of this authority.
     ///
     /// # Panics
     /// When the operating system gives no randomness.
-    pub fn server(&self, alpn: &[u8]) -> ServerCrypto {
+    pub fn server(&self, uri: &str, alpn: &[&[u8]]) -> ServerCrypto {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(self.roots()), Arc::clone(&provider))
             .build()
             .expect("one root");
-        let (chain, key) = self.issue(false);
+        let (chain, key) = self.issue(Some(uri), false);
         let mut config = rustls::ServerConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("TLS 1.3")
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain, key)
             .expect("a key that fits its certificate");
-        config.alpn_protocols = vec![alpn.to_vec()];
+        config.alpn_protocols = alpn.iter().map(|alpn| alpn.to_vec()).collect();
         ServerCrypto::new(Arc::new(config)).expect("fit for QUIC")
     }
 
-    /// TLS of a client.
+    /// TLS of a client, or of a node that dials.
     ///
     /// # Panics
     /// When the operating system gives no randomness.
     pub fn client(&self, identity: ClientIdentity, alpn: &[u8]) -> ClientCrypto {
+        let certificate = match identity {
+            ClientIdentity::Good => Some(self.issue(None, false)),
+            ClientIdentity::Missing => None,
+            ClientIdentity::Foreign => Some(Self::new().issue(None, false)),
+            ClientIdentity::Expired => Some(self.issue(None, true)),
+            ClientIdentity::Named(uri) => Some(self.issue(Some(uri), false)),
+        };
+        self.dialling(certificate, alpn)
+    }
+
+    /// TLS of a node that dials, with this URI in its certificate.
+    ///
+    /// # Panics
+    /// When the operating system gives no randomness.
+    pub fn node(&self, uri: &str, alpn: &[u8]) -> ClientCrypto {
+        self.dialling(Some(self.issue(Some(uri), false)), alpn)
+    }
+
+    fn dialling(
+        &self,
+        certificate: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
+        alpn: &[u8],
+    ) -> ClientCrypto {
         let builder = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])
             .expect("TLS 1.3")
             .with_root_certificates(self.roots());
-        let certificate = match identity {
-            ClientIdentity::Good => Some(self.issue(false)),
-            ClientIdentity::Missing => None,
-            ClientIdentity::Foreign => Some(Self::new().issue(false)),
-            ClientIdentity::Expired => Some(self.issue(true)),
-        };
         let mut config = match certificate {
             Some((chain, key)) => builder
                 .with_client_auth_cert(chain, key)
@@ -97,8 +120,13 @@ impl Authority {
         ClientCrypto::new(Arc::new(config)).expect("fit for QUIC")
     }
 
-    fn issue(&self, expired: bool) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
-        let mut params = CertificateParams::new(vec![SERVER_NAME.to_owned()]).expect("a name");
+    fn issue(&self, uri: Option<&str>, expired: bool) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        let names = [SERVER_NAME, NODE_NAME].map(str::to_owned);
+        let mut params = CertificateParams::new(names).expect("names");
+        if let Some(uri) = uri {
+            let uri = uri.try_into().expect("an ASCII text");
+            params.subject_alt_names.push(SanType::URI(uri));
+        }
         if expired {
             params.not_before = rcgen::date_time_ymd(2001, 1, 1);
             params.not_after = rcgen::date_time_ymd(2002, 1, 1);
@@ -115,5 +143,38 @@ impl Authority {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone()).expect("a certificate");
         roots
+    }
+}
+
+/// Who a certificate is of: whom its URI `generation://CLUSTER/node/ID` names, in `cluster`; without such a URI some client.
+pub(crate) fn identity(certificates: &[CertificateDer<'_>], cluster: &str) -> Result<Identity, String> {
+    let own = certificates.first().ok_or("no certificate")?;
+    let (_, parsed) = X509Certificate::from_der(own).map_err(|error| error.to_string())?;
+    let names = parsed.subject_alternative_name().map_err(|error| error.to_string())?;
+    let uri = names
+        .iter()
+        .flat_map(|extension| &extension.value.general_names)
+        .find_map(|name| match name {
+            GeneralName::URI(uri) => uri.strip_prefix("generation://"),
+            _ => None,
+        });
+    let Some(uri) = uri else {
+        return Ok(Identity {
+            role: Role::Client,
+            name: "sim".to_owned(),
+        });
+    };
+    let parts: Vec<&str> = uri.split('/').collect();
+    match parts[..] {
+        [other, ..] if other != cluster => Err(format!("cluster {other}, not {cluster}")),
+        [_, role, name] => Ok(Identity {
+            role: match role {
+                "node" => Role::Node,
+                "admin" => Role::Admin,
+                _ => Role::Client,
+            },
+            name: name.to_owned(),
+        }),
+        _ => Err(format!("`{uri}` is no identity")),
     }
 }

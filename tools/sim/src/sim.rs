@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 use generation_engine::ShardConfig;
 use generation_node::env::CoreId;
-use generation_node::{CoreConfig, Identity, NodeLimits, Role};
-use generation_proto::ALPN_CLIENT;
+use generation_node::peers::{PeerLimits, PeerNode, Peers, PeersConfig};
+use generation_node::{CoreConfig, NodeLimits};
+use generation_proto::{ALPN_CLIENT, ALPN_PEER};
 
 use crate::client::Client;
 use crate::clock::NodeClock;
@@ -23,7 +24,7 @@ use crate::disk::{DiskImage, DiskWeather};
 use crate::env::SimEnv;
 use crate::executor::Executor;
 use crate::network::{Host, Weather};
-use crate::pki::{Authority, ClientIdentity};
+use crate::pki::{self, Authority, ClientIdentity};
 use crate::points::{Ambush, Kill};
 use crate::world::{Counters, Inbox, NodeState, World, client_addr, node_addr};
 
@@ -42,6 +43,13 @@ pub struct NodeSetup {
     pub node_limits: NodeLimits,
     /// Bounds of the transport.
     pub quic_limits: generation_quic::Limits,
+    /// How many nodes the cluster has, those that have yet to be started included; all are taken to have as many cores. 0: this
+    /// node knows no other.
+    pub nodes: usize,
+    /// The URI in its certificate; `None`: `generation://sim/node/ID`.
+    pub uri: Option<String>,
+    /// Bounds of what is under way with other nodes.
+    pub peer_limits: PeerLimits,
 }
 
 impl Default for NodeSetup {
@@ -56,6 +64,9 @@ impl Default for NodeSetup {
             limits: generation_proto::Limits::default(),
             node_limits: NodeLimits::default(),
             quic_limits: generation_quic::Limits::default(),
+            nodes: 0,
+            uri: None,
+            peer_limits: PeerLimits::default(),
         }
     }
 }
@@ -67,6 +78,8 @@ pub struct Sim {
     executor: Executor,
     /// What each node was set up with; `None` for a bare one.
     setups: Vec<Option<NodeSetup>>,
+    /// By node, then by core; none of a node that is down, or bare. Not in the world, which they hold.
+    peers: Vec<Vec<Peers>>,
     /// The clients, in the order they were added.
     pub clients: Vec<Client>,
 }
@@ -85,6 +98,7 @@ impl Sim {
             authority: Authority::new(),
             executor: Executor::default(),
             setups: Vec::new(),
+            peers: Vec::new(),
             clients: Vec::new(),
         }
     }
@@ -127,6 +141,7 @@ impl Sim {
             dying: None,
         });
         self.setups.push(setup);
+        self.peers.push(Vec::new());
         node
     }
 
@@ -153,8 +168,10 @@ impl Sim {
         let config = self.config(node, incarnation, &setup);
         for core in 0..cores {
             let (env, config, running) = (self.env(node, core), config.clone(), Rc::clone(&running));
+            let peers = Peers::new(&env, &config);
+            self.peers[node].push(peers.clone());
             let task = async move {
-                generation_node::run(env, config).await;
+                generation_node::run_with_peers(env, config, peers).await;
                 running.set(running.get() - 1);
             };
             self.executor.spawn(node, Box::pin(task));
@@ -164,9 +181,20 @@ impl Sim {
     fn config(&self, node: usize, incarnation: u32, setup: &NodeSetup) -> CoreConfig {
         let mut secret = [0; 32];
         self.world.borrow_mut().dice.fill(&mut secret);
+        let id = 1 + node as u64;
+        let uri = setup
+            .uri
+            .clone()
+            .unwrap_or_else(|| format!("generation://sim/node/{id}"));
+        let others = (0..setup.nodes).filter(|&other| other != node);
+        let others = others.map(|other| PeerNode {
+            id: 1 + other as u64,
+            addr: node_addr(other),
+            cores: setup.cores,
+        });
         CoreConfig {
             cluster: "sim".to_owned(),
-            node: 1 + node as u64,
+            node: id,
             addr: node_addr(node),
             shards: setup.shards,
             epoch: incarnation,
@@ -175,17 +203,16 @@ impl Sim {
             node_limits: setup.node_limits.clone(),
             quic_limits: setup.quic_limits.clone(),
             mtu_discovery: true,
-            crypto: self.authority.server(ALPN_CLIENT),
+            crypto: self.authority.server(&uri, &[ALPN_CLIENT, ALPN_PEER]),
             secret,
-            authorize: Arc::new(|certificates| {
-                if certificates.is_empty() {
-                    return Err("no certificate".to_owned());
-                }
-                Ok(Identity {
-                    role: Role::Client,
-                    name: "sim".to_owned(),
-                })
-            }),
+            authorize: Arc::new(|certificates| pki::identity(certificates, "sim")),
+            peers: PeersConfig {
+                nodes: others.collect(),
+                crypto: (setup.nodes > 0).then(|| self.authority.node(&uri, ALPN_PEER)),
+                directory: u128::from(id) << 64,
+                incarnation: u64::from(incarnation),
+                limits: setup.peer_limits.clone(),
+            },
             software: "generation-sim".to_owned(),
         }
     }
@@ -197,6 +224,14 @@ impl Sim {
             node,
             core,
         }
+    }
+
+    /// The peers of a core of a node that is up.
+    ///
+    /// # Panics
+    /// When the node is down, or bare.
+    pub fn peers(&self, node: usize, core: CoreId) -> Peers {
+        self.peers[node][usize::from(core)].clone()
     }
 
     /// Runs a task on a node until it ends or the node dies.
@@ -211,13 +246,18 @@ impl Sim {
 
     /// Adds a client; returns its number.
     pub fn client_with(&mut self, limits: generation_quic::Limits, identity: ClientIdentity) -> usize {
+        self.client_of(limits, identity, ALPN_CLIENT)
+    }
+
+    /// Adds a client that speaks another protocol; returns its number.
+    pub fn client_of(&mut self, limits: generation_quic::Limits, identity: ClientIdentity, alpn: &[u8]) -> usize {
         let number = self.clients.len();
         let mut seed = [0; 32];
         let mut world = self.world.borrow_mut();
         world.dice.fill(&mut seed);
         world.clients.push(Vec::new());
         drop(world);
-        let crypto = self.authority.client(identity, ALPN_CLIENT);
+        let crypto = self.authority.client(identity, alpn);
         self.clients
             .push(Client::new(client_addr(number), seed, limits, crypto));
         number
@@ -226,6 +266,11 @@ impl Sim {
     /// Address of a node.
     pub fn addr(&self, node: usize) -> SocketAddr {
         self.world.borrow().nodes[node].addr
+    }
+
+    /// How many cores a node has.
+    pub fn cores(&self, node: usize) -> CoreId {
+        self.world.borrow().nodes[node].cores.len() as CoreId
     }
 
     /// The present moment.
@@ -375,6 +420,7 @@ impl Sim {
         self.thaw(node);
         // Its tasks give up what they hold of the disk before the disk forgets it.
         self.executor.kill(node);
+        self.peers[node].clear();
         let mut world = self.world.borrow_mut();
         let world = &mut *world;
         let state = &mut world.nodes[node];

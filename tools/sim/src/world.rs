@@ -32,6 +32,8 @@ pub(crate) struct Inbox {
     pub(crate) datagrams: VecDeque<Datagram>,
     pub(crate) messages: VecDeque<(CoreId, MeshMessage)>,
     pub(crate) stop_seen: bool,
+    /// A task of the core wants it to take a turn.
+    pub(crate) woken: bool,
     pub(crate) waker: Option<Waker>,
 }
 
@@ -240,6 +242,7 @@ impl World {
             MeshMessage::Requests(requests) => (2, requests.len()),
             MeshMessage::Replies(replies) => (3, replies.bytes.len()),
             MeshMessage::Drained => (4, 0),
+            MeshMessage::Peer(liveness) => (5, liveness.node as usize),
         };
         self.note(&[u64::from(from), u64::from(to), kind, size as u64]);
     }

@@ -32,7 +32,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
+use std::task::{Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use generation_node::env::{CoreId, Datagram, Env, Transmit};
@@ -113,6 +113,9 @@ struct Core {
     under_way: Cell<usize>,
     /// Whether the request to stop was reported; before that it ends every park.
     stop_seen: Cell<bool>,
+    /// A task of this core asked for the end of a park, and who is to be told if one is under way.
+    woken: Cell<bool>,
+    parked: RefCell<Option<Waker>>,
     /// Arrivals since the last park.
     arrivals: Cell<usize>,
     spin: RefCell<Spin>,
@@ -152,6 +155,8 @@ impl GlommioEnv {
                 disk: GlommioDisk::new(parts.directory)?,
                 under_way: Cell::new(0),
                 stop_seen: Cell::new(false),
+                woken: Cell::new(false),
+                parked: RefCell::new(None),
                 arrivals: Cell::new(0),
                 spin: RefCell::new(Spin::default()),
                 visited: Cell::new(Instant::now()),
@@ -276,7 +281,7 @@ impl Env for GlommioEnv {
     async fn park(&self, deadline: Option<Instant>) {
         let core = &*self.core;
         let arrivals = core.arrivals.take();
-        if core.has_work() {
+        if core.woken.take() || core.has_work() {
             // Work without end must not keep the core's tasks from theirs.
             self.yield_now().await;
             return;
@@ -303,6 +308,14 @@ impl Env for GlommioEnv {
         bell.after_sleep(rung);
         if matches!(awoke, Awoke::Arrival) {
             core.spin.borrow_mut().record(before.elapsed(), arrivals);
+        }
+    }
+
+    fn wake(&self) {
+        // Only tasks of this core call this, so no park is under way but in the reactor.
+        self.core.woken.set(true);
+        if let Some(waker) = self.core.parked.borrow_mut().take() {
+            waker.wake();
         }
     }
 
@@ -382,6 +395,10 @@ impl Core {
         let mut timer = pin!(Timer::new(limit));
         let mut readable = pin!(self.both.readable());
         let awoke = poll_fn(|context| {
+            if self.woken.take() {
+                return Poll::Ready(Awoke::Otherwise);
+            }
+            *self.parked.borrow_mut() = Some(context.waker().clone());
             // A failed poll is an early return too: the turn that follows looks at the socket itself.
             if readable.as_mut().poll(context).is_ready() {
                 return Poll::Ready(Awoke::Arrival);
@@ -389,6 +406,7 @@ impl Core {
             timer.as_mut().poll(context).map(|_| Awoke::Otherwise)
         })
         .await;
+        *self.parked.borrow_mut() = None;
         self.visited.set(Instant::now());
         // Which of the two it was costs a system call to know; reading a bell nobody rang costs the same.
         let rung = matches!(awoke, Awoke::Arrival);
