@@ -170,7 +170,7 @@ impl Graph {
                     .as_array()?
                     .iter()
                     .all(|kind| kind["kind"] == "dev");
-                if !only_dev {
+                if !only_dev && !is_dormant(metadata, node, to) {
                     links.insert(to.to_owned());
                 }
             }
@@ -229,6 +229,29 @@ impl Graph {
         }
         found.into_iter()
     }
+}
+
+/// Whether a dependency is optional and no feature in force asks for it: `cargo metadata` lists one that is only named weakly
+/// (`name?/feature`), and it is not linked.
+fn is_dormant(metadata: &Value, node: &Value, to: &str) -> bool {
+    let package = metadata["packages"].as_array().into_iter().flatten();
+    let Some(package) = package.into_iter().find(|package| package["id"] == node["id"]) else {
+        return false;
+    };
+    let declared = package["dependencies"].as_array().into_iter().flatten();
+    let mut declared = declared
+        .filter(|declared| declared["name"] == to && declared["kind"] != "dev")
+        .peekable();
+    if declared.peek().is_none() || !declared.all(|declared| declared["optional"] == true) {
+        return false;
+    }
+    let asked = |feature: &Value| {
+        let parts = package["features"][feature.as_str().unwrap_or_default()].as_array();
+        let mut parts = parts.into_iter().flatten().filter_map(Value::as_str);
+        parts.any(|part| part.trim_start_matches("dep:") == to || part.starts_with(&format!("{to}/")))
+    };
+    let in_force = node["features"].as_array().into_iter().flatten();
+    !in_force.into_iter().any(asked)
 }
 
 #[cfg(test)]
@@ -302,6 +325,25 @@ mod tests {
         graph.edges.remove("generation-engine");
         let name = "generation-engine".to_owned();
         assert_eq!(graph.violations(), [Violation::Missing { name }]);
+    }
+
+    #[test]
+    fn what_is_only_named_weakly_is_not_linked() {
+        let graph = |features: &[&str]| {
+            let metadata = json!({
+                "packages": [
+                    {"id": "a#1", "name": "a", "dependencies": [{"name": "tokio", "optional": true}],
+                     "features": {"weak": ["tokio?/x"], "strong": ["dep:tokio"]}},
+                    {"id": "t#1", "name": "tokio"},
+                ],
+                "workspace_members": [],
+                "resolve": {"nodes": [
+                    {"id": "a#1", "features": features, "deps": [{"pkg": "t#1", "dep_kinds": [{"kind": null}]}]},
+                ]},
+            });
+            Graph::from_metadata(&metadata).unwrap().links["a"].len()
+        };
+        assert_eq!((graph(&["weak"]), graph(&["weak", "strong"])), (0, 1));
     }
 
     #[test]

@@ -62,6 +62,17 @@ impl Default for Timing {
     }
 }
 
+/// What a replica finds when it starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beginning {
+    /// The shard begins now: a replica without a log becomes one of the members. It must never have run before.
+    Form,
+    /// The replica's id was drawn for it, and a leader brings it the log.
+    Join,
+    /// It has run before. If the journal has nothing of it, its votes are lost with it, and it must not start: it could vote twice.
+    Resume,
+}
+
 /// What a replica is started with.
 #[derive(Debug, Clone)]
 pub struct ReplicaConfig {
@@ -71,9 +82,8 @@ pub struct ReplicaConfig {
     pub machine: MachineConfig,
     /// The replicas with which the shard begins. All of them are given the same.
     pub members: BTreeMap<ReplicaId, Place>,
-    /// Whether the shard begins now: a replica without a log becomes one of `members`. Otherwise it waits until a leader brings it the
-    /// log.
-    pub form: bool,
+    /// How it begins.
+    pub beginning: Beginning,
     /// Patience.
     pub timing: Timing,
 }
@@ -88,6 +98,16 @@ pub enum ReplicaError {
         shard: u32,
         /// What the system said.
         error: io::Error,
+    },
+    /// It has run before, and the journal has nothing of it.
+    #[error(
+        "replica {id} of shard {shard} has lost its journal, and its votes with it: let this node join as another replica"
+    )]
+    Lost {
+        /// The shard.
+        shard: u32,
+        /// The replica.
+        id: ReplicaId,
     },
     /// openraft does not take what it was given.
     #[error("shard {shard} cannot start: {error}")]
@@ -223,6 +243,10 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         config: ReplicaConfig,
     ) -> Result<Self, ReplicaError> {
         let shard = config.machine.shard;
+        let id = config.id;
+        if config.beginning == Beginning::Resume && !journal.replicas().contains(&(shard, id)) {
+            return Err(ReplicaError::Lost { shard, id });
+        }
         let machine = StateMachine::open(ambient, disk, config.machine.clone());
         let machine = machine
             .await
@@ -236,7 +260,7 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         let log = journal.shard(shard, config.id);
         let raft = Raft::new(config.id, Arc::new(raft_config), network, log, machine.clone());
         let raft = raft.await.map_err(|error| failed(&error))?;
-        if config.form && !raft.is_initialized().await.map_err(|error| failed(&error))? {
+        if config.beginning == Beginning::Form && !raft.is_initialized().await.map_err(|error| failed(&error))? {
             match raft.initialize(config.members.clone()).await {
                 // Another replica was quicker, and has elected itself meanwhile.
                 Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}

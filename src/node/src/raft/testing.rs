@@ -38,10 +38,15 @@ struct World {
     timers: BTreeMap<(Instant, u64), Waker>,
 }
 
-/// Any moment will do.
-#[expect(clippy::disallowed_methods, reason = "there is no other way to come by an Instant")]
-fn start() -> Instant {
-    Instant::now()
+#[cfg(test)]
+mod clock {
+    use std::time::Instant;
+
+    /// Any moment will do.
+    #[expect(clippy::disallowed_methods, reason = "there is no other way to come by an Instant")]
+    pub(super) fn start() -> Instant {
+        Instant::now()
+    }
 }
 
 /// A core without a node.
@@ -51,7 +56,7 @@ pub(crate) struct Bench(Rc<RefCell<World>>);
 impl Bench {
     pub(crate) fn new() -> Self {
         Self(Rc::new(RefCell::new(World {
-            now: start(),
+            now: clock::start(),
             dice: 1,
             spawned: Vec::new(),
             sequence: 0,

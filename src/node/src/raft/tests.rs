@@ -15,7 +15,7 @@ use super::journal::{Identity, Journal, JournalConfig};
 use super::machine::MachineConfig;
 use super::network::{CallError, Transport};
 use super::proposer::{Answer, Proposer, Write};
-use super::replica::{Replica, ReplicaConfig, Timing};
+use super::replica::{Beginning, Replica, ReplicaConfig, ReplicaError, Timing};
 use super::runtime::Runtime;
 use super::testing::{Bench, MemoryDisk};
 use super::types::Place;
@@ -63,7 +63,7 @@ fn replica_config(members: &[u64]) -> ReplicaConfig {
             next_replica_id: 2,
         },
         members: members.iter().map(|&id| (id, Place { node: id })).collect(),
-        form: true,
+        beginning: Beginning::Form,
         timing: Timing::default(),
     }
 }
@@ -290,6 +290,26 @@ fn a_flipped_bit_in_a_snapshot_is_refused() {
         let started = Replica::start(bench.ambient(), &journal, disk.clone(), Nobody, config).await;
         let error = started.unwrap_err().to_string();
         assert!(error.contains("checksum"), "{error}");
+        journal.stop();
+    });
+}
+
+/// Its vote is lost with its journal: under the same id it could vote twice in a term.
+#[test]
+fn a_replica_that_lost_its_journal_does_not_start() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    bench.run(async {
+        let journal = Journal::open(bench.ambient(), disk.clone(), JOURNAL).await.unwrap();
+        let config = ReplicaConfig {
+            beginning: Beginning::Resume,
+            ..replica_config(&[1])
+        };
+        let started = Replica::start(bench.ambient(), &journal, disk.clone(), Nobody, config).await;
+        assert!(
+            matches!(started, Err(ReplicaError::Lost { shard: 0, id: 1 })),
+            "{started:?}"
+        );
         journal.stop();
     });
 }

@@ -8,7 +8,7 @@ use generation_engine::batch::{BatchWriter, Operation};
 use generation_engine::machine::Reply as MachineReply;
 use generation_engine::{Command, Condition, Outcome as EngineOutcome};
 use generation_node::env::Env as _;
-use generation_node::raft::replica::Outcome;
+use generation_node::raft::replica::{Beginning, Outcome};
 use generation_node::raft::runtime::{LocalOneshot, Runtime, ambient, within};
 use generation_sim::check::check;
 use generation_sim::history::{Event, Freshness, Header, History, Op, Outcome as Ended, Reply};
@@ -238,12 +238,12 @@ impl Cluster {
             envs,
         };
         for node in 0..NODES {
-            cluster.serve(node, true);
+            cluster.serve(node, Beginning::Form);
         }
         cluster
     }
 
-    fn serve(&mut self, node: usize, form: bool) {
+    fn serve(&mut self, node: usize, beginning: Beginning) {
         let record = Rc::clone(&self.record);
         let clock = self.envs[NODES].clone();
         let noted = move |replica: &crate::group::Member| {
@@ -263,7 +263,7 @@ impl Cluster {
             });
         };
         let env = self.envs[node].clone();
-        let task = serve(Rc::clone(&self.envs), node, Rc::clone(&self.hub), form, noted);
+        let task = serve(Rc::clone(&self.envs), node, Rc::clone(&self.hub), beginning, noted);
         self.sim.spawn(node, within(ambient(env), task));
     }
 
@@ -278,7 +278,7 @@ impl Cluster {
 
     fn restart(&mut self, node: usize) {
         self.sim.start(node);
-        self.serve(node, false);
+        self.serve(node, Beginning::Resume);
     }
 
     fn clients(&mut self, dice: &mut Dice, time: Duration) {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use generation_node::env::Env as _;
 use generation_node::raft::journal::Journal;
 use generation_node::raft::network::{CallError, Transport};
-use generation_node::raft::replica::{Replica, ReplicaConfig, Timing};
+use generation_node::raft::replica::{Beginning, Replica, ReplicaConfig, Timing};
 use generation_node::raft::runtime::{LocalOneshot, Runtime, ambient, current, within};
 use generation_node::raft::shards::{Durability, Shards, ShardsConfig};
 use generation_node::raft::types::Place;
@@ -106,7 +106,7 @@ pub(crate) async fn serve(
     envs: Rc<Vec<SimEnv>>,
     node: usize,
     hub: Rc<RefCell<Hub>>,
-    form: bool,
+    beginning: Beginning,
     mut each: impl FnMut(&Member),
 ) {
     let env = envs[node].clone();
@@ -121,7 +121,7 @@ pub(crate) async fn serve(
         id: 1 + node as u64,
         machine: machine_config(u32::from(shard)),
         members: (1..=NODES as u64).map(|id| (id, Place { node: id })).collect(),
-        form,
+        beginning,
         timing: Timing::default(),
     };
     let config = ShardsConfig {
