@@ -174,7 +174,7 @@ impl DataDirectory {
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let mut bytes = [0; 16];
-                let drawn = getrandom::fill(&mut bytes).map_err(io::Error::other);
+                let drawn = getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()));
                 drawn.map_err(|error| DirectoryError::NotWritable {
                     path: path.clone(),
                     error,

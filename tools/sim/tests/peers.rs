@@ -274,7 +274,7 @@ fn large_payloads_travel_and_do_not_hold_up_small_ones() {
     let mut cluster = Cluster::with(5, &vec![setup(2, 1); 2], weather);
     cluster.settle();
     let large = Bytes::from(vec![3; 24 << 20]);
-    let bulk = cluster.begin(0, 1, ECHO, large.clone(), Duration::from_secs(60));
+    let bulk = cluster.begin(0, 1, ECHO, large.clone(), Duration::from_mins(1));
     let started = cluster.sim.now();
     cluster.sim.run_for(Duration::from_millis(10));
     let mut slowest = Duration::ZERO;
@@ -375,7 +375,7 @@ fn a_peer_that_does_not_answer_is_busy_and_slows_no_other() {
     cluster.settle();
     cluster.echoes[1][0].holds.set(true);
     let limit = PeerLimits::default().calls;
-    let within = Duration::from_secs(60);
+    let within = Duration::from_mins(1);
     let held: Vec<Call> = (0..limit).map(|_| cluster.begin(0, 1, ECHO, "x", within)).collect();
     let one_more = cluster.begin(0, 1, ECHO, "x", within);
     assert_eq!(cluster.end(0, one_more), Err(PeerError::Busy));
@@ -445,7 +445,7 @@ fn a_killed_peer_is_noticed_by_every_core_and_its_calls_end_at_once() {
     let mut cluster = Cluster::new(20, 3, 2);
     cluster.settle();
     cluster.echoes[1][0].holds.set(true);
-    let within = Duration::from_secs(60);
+    let within = Duration::from_mins(1);
     let call = cluster.begin(0, 1, ECHO, "x", within);
     let deadline = cluster.sim.now() + within;
     let other_core = cluster.peers(0, 1).call(id(1, 1), 0, DROP, Bytes::new(), deadline);
@@ -466,7 +466,7 @@ fn a_killed_peer_is_noticed_by_every_core_and_its_calls_end_at_once() {
     let limits = PeerLimits::default();
     let latest = limits.suspect_after + limits.ping_interval * 2;
     assert!(took <= latest, "{took:?} until the calls ended");
-    assert!(took >= limits.suspect_after - limits.ping_interval * 2, "{took:?}");
+    assert!(took + limits.ping_interval * 2 >= limits.suspect_after, "{took:?}");
     cluster.sim.run_for(Duration::from_millis(10));
     for core in 0..2 {
         assert!(!cluster.peers(0, core).is_alive(2), "core {core}");

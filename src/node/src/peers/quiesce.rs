@@ -166,8 +166,7 @@ impl Quiescence {
                 self.state = State::Active;
                 act(Action::StartClock);
                 if leader != self.node {
-                    let verb = QuiesceVerb::Wake;
-                    act(Action::Send(leader, Quiesce { verb, term, index: 0 }));
+                    wake(leader, term, act);
                 }
             }
         }
@@ -214,11 +213,11 @@ impl Quiescence {
                     } else {
                         self.give_up(now);
                         // Its heartbeats would start that clock, but there may be none to come for a while.
-                        self.wake(from, term, act);
+                        wake(from, term, act);
                     }
                 }
                 // It has accepted what is asked for no more, and has stopped.
-                State::Proposed { .. } | State::Active => self.wake(from, term, act),
+                State::Proposed { .. } | State::Active => wake(from, term, act),
                 State::Still { .. } => {}
             },
             QuiesceVerb::Decline => {
@@ -290,11 +289,11 @@ impl Quiescence {
             act(Action::StartClock);
         }
     }
+}
 
-    fn wake(&self, node: u64, term: u64, act: &mut impl FnMut(Action)) {
-        let verb = QuiesceVerb::Wake;
-        act(Action::Send(node, Quiesce { verb, term, index: 0 }));
-    }
+fn wake(node: u64, term: u64, act: &mut impl FnMut(Action)) {
+    let verb = QuiesceVerb::Wake;
+    act(Action::Send(node, Quiesce { verb, term, index: 0 }));
 }
 
 /// The order in which the replicas of a shard take over, different from shard to shard so that a dead node's leaderships spread.

@@ -277,128 +277,141 @@ fn a_dead_nodes_shards_are_taken_over_by_all_others() {
     assert!(counts.iter().all(|&count| count > 60), "{counts:?}");
 }
 
-/// A replica with a clock, in a world that loses and delays messages.
+/// A replica with a clock.
 struct Replica {
     quiescence: Quiescence,
     local: Local,
     clock: bool,
 }
 
-/// Whatever is lost, delayed or doubled: a leader that stands still has followers that stood still when they said so, and as soon
-/// as anybody is active, a few messages later the leader runs.
+/// Three replicas, led from node 1, in a world that loses, delays and doubles messages.
+struct World {
+    replicas: Vec<Replica>,
+    network: VecDeque<(u64, u64, Quiesce)>,
+    now: Instant,
+    /// How often the leader came to rest.
+    stills: u64,
+    state: u64,
+}
+
+impl World {
+    fn new(now: Instant, seed: u64) -> Self {
+        let replica = |node| Replica {
+            quiescence: Quiescence::new(5, node, PATIENCE),
+            local: local(1),
+            clock: true,
+        };
+        Self {
+            replicas: (1..=3).map(replica).collect(),
+            network: VecDeque::new(),
+            now,
+            stills: 0,
+            state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+        }
+    }
+
+    /// A random number below `bound` (xorshift64).
+    fn dice(&mut self, bound: u64) -> u64 {
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        self.state % bound
+    }
+
+    /// Has a replica do something, and does what comes of it.
+    fn with(&mut self, node: u64, call: impl FnOnce(&mut Quiescence, &Local, &mut dyn FnMut(Action))) {
+        let replica = &mut self.replicas[node as usize - 1];
+        let mut actions = Vec::new();
+        call(&mut replica.quiescence, &replica.local, &mut |action| {
+            actions.push(action)
+        });
+        for action in actions {
+            match action {
+                Action::Send(to, message) => self.network.push_back((node, to, message)),
+                Action::StopClock => {
+                    assert!(std::mem::replace(&mut replica.clock, false), "stopped twice");
+                    self.stills += u64::from(node == 1);
+                }
+                Action::StartClock => assert!(!std::mem::replace(&mut replica.clock, true), "started twice"),
+                Action::Campaign => panic!("nobody's node has gone"),
+            }
+        }
+        assert_eq!(replica.clock, !replica.quiescence.is_still());
+    }
+
+    fn activity(&mut self, node: u64) {
+        self.with(node, |replica, _, mut act| replica.on_activity(&mut act));
+    }
+
+    fn deliver(&mut self, (from, to, message): (u64, u64, Quiesce)) {
+        let now = self.now;
+        self.with(to, |replica, local, mut act| {
+            replica.on_message(now, from, message, local, &mut act);
+        });
+    }
+
+    fn step(&mut self) {
+        let passed = self.dice(40);
+        self.now += Duration::from_millis(passed);
+        match self.dice(8) {
+            0 | 1 => {
+                let followers = [2, 3].map(|node| Follower {
+                    matched: self.replicas[node as usize - 1].local.last_index,
+                    ..follower(node)
+                });
+                let now = self.now;
+                self.with(1, |replica, local, mut act| {
+                    replica.on_idle(now, local, &followers, &mut act)
+                });
+            }
+            2 if self.dice(4) == 0 => {
+                let node = 1 + self.dice(3);
+                self.activity(node);
+            }
+            3 if self.dice(4) == 0 => {
+                // The leader appends, and everybody has it.
+                for node in 1..=3 {
+                    self.replicas[node as usize - 1].local.last_index += 1;
+                    self.activity(node);
+                }
+            }
+            _ if self.network.is_empty() => {}
+            _ => {
+                let chosen = self.dice(self.network.len() as u64) as usize;
+                let message = self.network.remove(chosen).unwrap();
+                match self.dice(10) {
+                    0 => {}
+                    1 => self.network.extend([message, message]),
+                    _ => self.deliver(message),
+                }
+            }
+        }
+    }
+}
+
+/// Whatever is lost, late or doubled: shards come to rest, and as soon as a replica at rest is active, its message brings the
+/// leader back.
 #[test]
 fn replicas_agree_and_wake_in_any_weather() {
     let start = origin();
     let mut stills = 0;
-    for seed in 0..2_000_u64 {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut dice = move |below: u64| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            state % below
-        };
-        let mut now = start;
-        let mut replicas: Vec<Replica> = (1..=3)
-            .map(|node| Replica {
-                quiescence: Quiescence::new(5, node, PATIENCE),
-                local: local(1),
-                clock: true,
-            })
-            .collect();
-        let mut network: VecDeque<(u64, u64, Quiesce)> = VecDeque::new();
+    for seed in 0..2_000 {
+        let mut world = World::new(start, seed);
         for _ in 0..200 {
-            now += Duration::from_millis(dice(40));
-            let at = dice(3) as usize;
-            let mut actions = Vec::new();
-            match dice(8) {
-                0 | 1 => {
-                    let followers: Vec<Follower> = replicas[1..]
-                        .iter()
-                        .zip(2..)
-                        .map(|(replica, node)| Follower {
-                            matched: replica.local.last_index,
-                            ..follower(node)
-                        })
-                        .collect();
-                    let leader = &mut replicas[0];
-                    let local = leader.local;
-                    leader
-                        .quiescence
-                        .on_idle(now, &local, &followers, &mut |action| actions.push((1, action)));
-                }
-                2 if dice(4) == 0 => {
-                    replicas[at]
-                        .quiescence
-                        .on_activity(&mut |action| actions.push((at as u64 + 1, action)));
-                }
-                3 if dice(4) == 0 => {
-                    // The leader appends, and everybody has it.
-                    replicas[0]
-                        .quiescence
-                        .on_activity(&mut |action| actions.push((1, action)));
-                    for (replica, node) in replicas.iter_mut().zip(1..) {
-                        replica.local.last_index += 1;
-                        replica
-                            .quiescence
-                            .on_activity(&mut |action| actions.push((node, action)));
-                    }
-                }
-                _ if network.is_empty() => {}
-                _ => {
-                    let chosen = dice(network.len() as u64) as usize;
-                    let (from, to, message) = network.remove(chosen).unwrap();
-                    match dice(10) {
-                        0 => {}
-                        1 => network.extend([(from, to, message), (from, to, message)]),
-                        _ => {
-                            let replica = &mut replicas[to as usize - 1];
-                            let local = replica.local;
-                            replica
-                                .quiescence
-                                .on_message(now, from, message, &local, &mut |action| actions.push((to, action)));
-                        }
-                    }
-                }
-            }
-            for (node, action) in actions {
-                let replica = &mut replicas[node as usize - 1];
-                match action {
-                    Action::Send(to, message) => network.push_back((node, to, message)),
-                    Action::StopClock => {
-                        assert!(replica.clock, "stopped twice");
-                        replica.clock = false;
-                        stills += u64::from(node == 1);
-                    }
-                    Action::StartClock => {
-                        assert!(!replica.clock, "started twice");
-                        replica.clock = true;
-                    }
-                    Action::Campaign => panic!("nobody's node has gone"),
-                }
-            }
-            for replica in &replicas {
-                assert_eq!(replica.clock, !replica.quiescence.is_still());
-            }
+            world.step();
         }
-        // In the end somebody is active and messages arrive: the leader runs.
-        let mut actions = Vec::new();
-        let at = dice(3) as usize;
-        let was_still = replicas[at].quiescence.is_still();
-        replicas[at].quiescence.on_activity(&mut |action| actions.push(action));
-        for action in actions {
-            if let Action::Send(to, message) = action {
-                let replica = &mut replicas[to as usize - 1];
-                let local = replica.local;
-                replica
-                    .quiescence
-                    .on_message(now, at as u64 + 1, message, &local, &mut |_| {});
-            }
+        stills += world.stills;
+        let node = 1 + world.dice(3);
+        let rested = world.replicas[node as usize - 1].quiescence.is_still();
+        world.network.clear();
+        world.activity(node);
+        while let Some(message) = world.network.pop_front() {
+            world.deliver(message);
         }
-        if was_still || at == 0 {
-            assert!(!replicas[0].quiescence.is_still(), "seed {seed}");
+        assert!(world.replicas[node as usize - 1].clock, "seed {seed}");
+        if rested {
+            assert!(world.replicas[0].clock, "seed {seed}");
         }
-        assert!(!replicas[at].quiescence.is_still(), "seed {seed}");
     }
     assert!(stills > 500, "shards do come to rest: {stills} times");
 }
