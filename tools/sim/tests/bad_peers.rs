@@ -20,12 +20,11 @@ struct Echo {
 
 impl Handler for Echo {
     fn request(&self, request: Request) {
-        match &mut *self.held.borrow_mut() {
-            Some(held) => held.push(request),
-            None => {
-                let payload = request.payload.clone();
-                request.reply(payload);
-            }
+        if let Some(held) = &mut *self.held.borrow_mut() {
+            held.push(request);
+        } else {
+            let payload = request.payload.clone();
+            request.reply(payload);
         }
     }
 
@@ -473,8 +472,9 @@ fn requests_are_bounded_by_their_bytes_too() {
     let key = connect(&mut sim, client);
     let stream = lane(&mut sim, client, key);
     lane(&mut sim, client, key);
+    let payload = vec![1; 50_000];
     for id in 0..100 {
-        sim.clients[client].send_raw(key, stream, &message(Class::Request, 1, id, &[1; 50_000]));
+        sim.clients[client].send_raw(key, stream, &message(Class::Request, 1, id, &payload));
     }
     sim.until(|sim| (of_third(sim).requests == 100).then_some(()));
     assert_eq!(of_third(&sim).requests_refused, 80, "20 of 50 kB are within a megabyte");
@@ -495,8 +495,9 @@ fn a_node_that_asks_and_reads_nothing_is_disconnected() {
     let key = connect(&mut sim, client);
     let stream = lane(&mut sim, client, key);
     lane(&mut sim, client, key);
+    let payload = vec![1; 20_000];
     for id in 0..100 {
-        sim.clients[client].send_raw(key, stream, &message(Class::Request, 1, id, &[1; 20_000]));
+        sim.clients[client].send_raw(key, stream, &message(Class::Request, 1, id, &payload));
     }
     assert_eq!(code(&mut sim, client, key), close_code::UNREAD);
     assert_eq!(of_third(&sim).violations, 1);
