@@ -17,6 +17,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 /// A `generation dev` that ends with this value.
 pub(crate) struct Node {
     child: Child,
+    /// The process that serves.
+    pid: rustix::process::Pid,
     directory: TempDir,
     config: PathBuf,
 }
@@ -62,8 +64,10 @@ impl Node {
         assert_eq!(ready["ready"], true, "{line}");
         let config = PathBuf::from(ready["client_config"].as_str().unwrap());
         assert!(config.is_file(), "{line}");
+        let pid = ready["nodes"][0]["pid"].as_i64().unwrap();
         Self {
             child,
+            pid: rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap(),
             directory,
             config,
         }
@@ -77,14 +81,9 @@ impl Node {
         &self.config
     }
 
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Sends the process a signal, by its number.
+    /// Sends the serving process a signal.
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
+        rustix::process::kill_process(self.pid, signal).unwrap();
     }
 
     /// `generation kv` on this node.

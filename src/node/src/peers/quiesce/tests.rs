@@ -3,13 +3,9 @@
 use std::collections::VecDeque;
 
 use super::*;
+use clock::origin;
 
 const PATIENCE: Duration = Duration::from_millis(100);
-
-#[allow(clippy::disallowed_methods, reason = "an Instant can be had in no other way")]
-fn origin() -> Instant {
-    Instant::now()
-}
 
 fn local(leader: u64) -> Local {
     Local {
@@ -323,7 +319,7 @@ impl World {
         let replica = &mut self.replicas[node as usize - 1];
         let mut actions = Vec::new();
         call(&mut replica.quiescence, &replica.local, &mut |action| {
-            actions.push(action)
+            actions.push(action);
         });
         for action in actions {
             match action {
@@ -361,7 +357,7 @@ impl World {
                 });
                 let now = self.now;
                 self.with(1, |replica, local, mut act| {
-                    replica.on_idle(now, local, &followers, &mut act)
+                    replica.on_idle(now, local, &followers, &mut act);
                 });
             }
             2 if self.dice(4) == 0 => {
@@ -414,4 +410,15 @@ fn replicas_agree_and_wake_in_any_weather() {
         }
     }
     assert!(stills > 500, "shards do come to rest: {stills} times");
+}
+
+#[cfg(test)]
+mod clock {
+    use super::Instant;
+
+    /// Where the tests' time begins.
+    #[allow(clippy::disallowed_methods, reason = "an Instant can be had in no other way")]
+    pub(super) fn origin() -> Instant {
+        Instant::now()
+    }
 }
