@@ -1,5 +1,6 @@
 //! One machine with a replica of every shard: its journal, its snapshots, and what the history has to know of it.
 
+use std::io::ErrorKind;
 use std::panic::resume_unwind;
 use std::rc::Rc;
 use std::time::Duration;
@@ -7,9 +8,9 @@ use std::time::Duration;
 use generation_engine::session::SessionLimits;
 use generation_engine::{Policy, ShardConfig};
 use generation_node::env::Env;
-use generation_node::raft::journal::{Identity, Journal, JournalConfig};
+use generation_node::raft::journal::{Identity, Journal, JournalConfig, OpenError};
 use generation_node::raft::machine::MachineConfig;
-use generation_node::raft::replica::{Replica, ReplicaConfig, Timing};
+use generation_node::raft::replica::{Replica, ReplicaConfig, ReplicaError, Timing};
 use generation_node::raft::runtime::ambient;
 use generation_node::raft::types::Place;
 
@@ -54,7 +55,12 @@ pub(super) async fn serve(env: SimEnv, shared: Rc<Shared>, start: u32) {
         kept_bytes: shared.setup.kept_bytes,
     };
     let journal = Journal::open(Rc::clone(&ambient), env.disk(), config).await;
-    let journal = journal.unwrap_or_else(|error| panic!("node {}: {error}", env.node));
+    let journal = match journal {
+        Ok(journal) => journal,
+        // The disk fails while it is being read: the node ends, and is started again.
+        Err(OpenError::Io { .. }) => die(&env),
+        Err(error) => panic!("node {}: {error}", env.node),
+    };
     let members = (0..nodes as u64)
         .map(|node| (1 + node, Place { node: 1 + node }))
         .collect::<std::collections::BTreeMap<_, _>>();
@@ -86,9 +92,11 @@ pub(super) async fn serve(env: SimEnv, shared: Rc<Shared>, start: u32) {
             hosts: Rc::clone(&shared.hosts),
         };
         let replica = Replica::start(Rc::clone(&ambient), &journal, env.disk(), bus, config).await;
-        replicas
-            .shards
-            .push(replica.unwrap_or_else(|error| panic!("node {}: {error}", env.node)));
+        replicas.shards.push(match replica {
+            Ok(replica) => replica,
+            Err(ReplicaError::Snapshots { error, .. }) if error.kind() != ErrorKind::InvalidData => die(&env),
+            Err(error) => panic!("node {}: {error}", env.node),
+        });
     }
     let replicas = Rc::new(replicas);
     shared.hosts.register(env.node, &replicas);
@@ -99,12 +107,17 @@ pub(super) async fn serve(env: SimEnv, shared: Rc<Shared>, start: u32) {
     }
 }
 
+/// Ends the node, in the middle of whatever it does.
+fn die(env: &SimEnv) -> ! {
+    env.world.borrow_mut().nodes[env.node].dying = Some(Kill::Process);
+    resume_unwind(Box::new(Crashed))
+}
+
 /// Notes how the replicas see the world, and does what the core of a node would do.
 fn look(env: &SimEnv, shared: &Rc<Shared>, replicas: &Rc<Replicas>, start: u32, seen: &mut [Option<(u64, u64, bool)>]) {
     if replicas.journal.failure().is_some() {
         // A journal that failed acknowledges nothing; the node is restarted.
-        env.world.borrow_mut().nodes[env.node].dying = Some(Kill::Process);
-        resume_unwind(Box::new(Crashed));
+        die(env);
     }
     let building = |shard: u32| replicas.shards[shard as usize].machine().is_building();
     let mut due = replicas
