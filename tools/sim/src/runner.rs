@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use crate::check::{Violation, check};
 use crate::dice::Dice;
+use crate::group::Group;
 use crate::history::{Event, Header, History};
 use crate::scenario::{Incident, IncidentKind, Plan, Scenario};
 use crate::sim::Sim;
-use crate::workload::{Counts, Workload};
+use crate::workload::{Clients, Counts, Workload};
 use crate::world::Counters;
 
 /// How long everything may take to serve again; then clients audit.
@@ -71,11 +72,15 @@ pub fn run(scenario: &Scenario, seed: u64, omission: &Omission) -> Run {
         PANIC.with(|said| *said.borrow_mut() = info.to_string());
     }));
     let mut course = Course::new(&plan, omission);
-    let mut workload = Workload::new(&mut sim, plan.workload.clone(), plan.nodes, workload_seed, header);
-    let outcome = catch_unwind(AssertUnwindSafe(|| course.drive(&mut sim, &mut workload)));
+    let work = plan.workload.clone();
+    let mut workload: Box<dyn Clients> = match plan.group {
+        Some(group) => Box::new(Group::new(&mut sim, group, work, workload_seed, header)),
+        None => Box::new(Workload::new(&mut sim, work, plan.nodes, workload_seed, header)),
+    };
+    let outcome = catch_unwind(AssertUnwindSafe(|| course.drive(&mut sim, &mut *workload)));
     std::panic::set_hook(previous);
     let (operations, counters) = (workload.counts(), sim.counters());
-    let history = workload.into_history();
+    let history = workload.take_history();
     let mut violations = Vec::new();
     match outcome {
         Ok(()) => violations = check(&history),
@@ -198,13 +203,16 @@ impl<'a> Course<'a> {
         }
     }
 
-    fn drive(&mut self, sim: &mut Sim, workload: &mut Workload) {
+    fn drive(&mut self, sim: &mut Sim, workload: &mut dyn Clients) {
         if self.plan.shuffle {
             sim.shuffle_tasks();
         }
         for node in 0..self.plan.nodes {
-            let number = sim.node(&self.plan.setup);
-            debug_assert_eq!(node, number, "nodes are numbered in order");
+            if self.plan.group.is_none() {
+                let number = sim.node(&self.plan.setup);
+                debug_assert_eq!(node, number, "nodes are numbered in order");
+            }
+            workload.started(sim, node);
             sim.set_disk_weather(node, |weather| *weather = self.plan.disk.clone());
             self.note_start(sim, workload);
         }
@@ -221,7 +229,7 @@ impl<'a> Course<'a> {
         });
     }
 
-    fn turn(&mut self, sim: &mut Sim, workload: &mut Workload) {
+    fn turn(&mut self, sim: &mut Sim, workload: &mut dyn Clients) {
         let elapsed = sim.elapsed();
         while let Some(&(at, begins, number)) = self.agenda.get(self.next)
             && at <= elapsed
@@ -256,7 +264,7 @@ impl<'a> Course<'a> {
     }
 
     /// Starts nodes that nothing keeps down, thaws those that nothing keeps frozen: ambushes leave them so.
-    fn revive(&mut self, sim: &mut Sim, workload: &mut Workload) {
+    fn revive(&mut self, sim: &mut Sim, workload: &mut dyn Clients) {
         for node in 0..self.plan.nodes {
             if self.down[node] == 0 && !sim.is_up(node) {
                 self.start(sim, workload, node);
@@ -267,8 +275,9 @@ impl<'a> Course<'a> {
         }
     }
 
-    fn start(&mut self, sim: &mut Sim, workload: &mut Workload, node: usize) {
+    fn start(&mut self, sim: &mut Sim, workload: &mut dyn Clients, node: usize) {
         sim.start(node);
+        workload.started(sim, node);
         self.note_start(sim, workload);
         if self.frozen[node] > 0 {
             sim.freeze(node, false);
@@ -276,7 +285,7 @@ impl<'a> Course<'a> {
     }
 
     /// A node that forgets begins with empty shards.
-    fn note_start(&self, sim: &Sim, workload: &mut Workload) {
+    fn note_start(&self, sim: &Sim, workload: &mut dyn Clients) {
         if !self.plan.forgetful {
             return;
         }
@@ -323,7 +332,7 @@ impl<'a> Course<'a> {
         }
     }
 
-    fn end(&mut self, sim: &mut Sim, workload: &mut Workload, kind: &IncidentKind) {
+    fn end(&mut self, sim: &mut Sim, workload: &mut dyn Clients, kind: &IncidentKind) {
         match kind {
             IncidentKind::Kill(nodes, _) => {
                 for &node in nodes {
@@ -370,7 +379,7 @@ impl<'a> Course<'a> {
 }
 
 /// Puts an incident into the history.
-fn note(sim: &Sim, workload: &mut Workload, incident: &Incident, begins: bool) {
+fn note(sim: &Sim, workload: &mut dyn Clients, incident: &Incident, begins: bool) {
     let what = format!("{} {:?}", if begins { "begin" } else { "end" }, incident.kind);
     let at = sim.elapsed().as_nanos() as u64;
     workload.note(Event::Fault { at, what });

@@ -1,5 +1,6 @@
 //! What is run: a cluster, what its clients do, and what is done to it, all drawn from the seed.
 
+mod group;
 mod incidents;
 mod single;
 
@@ -8,6 +9,7 @@ use std::time::Duration;
 
 use crate::dice::Dice;
 use crate::disk::DiskWeather;
+use crate::group::GroupSetup;
 use crate::network::{Host, Weather};
 use crate::points::Kill;
 use crate::sim::NodeSetup;
@@ -25,7 +27,16 @@ pub struct Scenario {
 }
 
 /// All scenarios.
-pub const SCENARIOS: &[Scenario] = &[single::CALM, single::NETWORK, single::RESTARTS, single::PRESSURE];
+pub const SCENARIOS: &[Scenario] = &[
+    single::CALM,
+    single::NETWORK,
+    single::RESTARTS,
+    single::PRESSURE,
+    group::CALM,
+    group::CRASHES,
+    group::NETWORK,
+    group::EVERYTHING,
+];
 
 impl Scenario {
     /// The scenario of a name.
@@ -39,7 +50,9 @@ impl Scenario {
 pub struct Plan {
     /// Its nodes.
     pub nodes: usize,
-    /// Each of them.
+    /// Replicas alone, instead of whole nodes.
+    pub group: Option<GroupSetup>,
+    /// Each of them, where they are whole.
     pub setup: NodeSetup,
     /// Whether a node that starts has lost what it held: its shards begin empty, in a higher epoch.
     pub forgetful: bool,

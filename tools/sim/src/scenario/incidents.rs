@@ -7,12 +7,12 @@ use crate::dice::Dice;
 use crate::network::Host;
 use crate::points::Kill;
 
-/// Draws `count` incidents of these kinds, all over by `calm`.
+/// Draws `count` incidents, all over by `calm`.
 pub(super) fn draw(
     dice: &mut Dice,
     count: u64,
     calm: Duration,
-    kinds: &[fn(&mut Dice) -> IncidentKind],
+    mut kind: impl FnMut(&mut Dice) -> IncidentKind,
 ) -> Vec<Incident> {
     let mut incidents: Vec<_> = (0..count)
         .map(|_| {
@@ -21,7 +21,7 @@ pub(super) fn draw(
             // Short ones are as likely as long ones.
             let scale = [60, 400, 2_500, 8_000][dice.below(4) as usize];
             let lasts = Duration::from_millis((1 + dice.below(scale)).min(longest));
-            let kind = kinds[dice.below(kinds.len() as u64) as usize](dice);
+            let kind = kind(dice);
             Incident { at, lasts, kind }
         })
         .collect();
@@ -54,4 +54,9 @@ pub(super) fn storm(dice: &mut Dice) -> IncidentKind {
         loss_per_mille: dice.below(400),
         duplicate_per_mille: dice.below(200),
     }
+}
+
+/// One of these kinds by chance.
+pub(super) fn one_of(kinds: &[fn(&mut Dice) -> IncidentKind], dice: &mut Dice) -> IncidentKind {
+    kinds[dice.below(kinds.len() as u64) as usize](dice)
 }

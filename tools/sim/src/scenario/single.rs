@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use generation_engine::ShardConfig;
 
-use super::incidents::{any_kill, draw, split, storm};
+use super::incidents::{any_kill, draw, one_of, split, storm};
 use super::{IncidentKind, Plan, Scenario};
 use crate::dice::Dice;
 use crate::disk::DiskWeather;
@@ -46,6 +46,7 @@ pub(super) const PRESSURE: Scenario = Scenario {
 fn calm(dice: &mut Dice) -> Plan {
     Plan {
         nodes: 1,
+        group: None,
         setup: NodeSetup {
             cores: 1 + dice.below(3) as u16,
             shards: 1 << dice.below(3),
@@ -79,19 +80,15 @@ fn network(dice: &mut Dice) -> Plan {
     plan.weather.tail_per_mille = dice.below(30);
     plan.weather.tail = Duration::from_millis(dice.below(300));
     let count = 2 + dice.below(8);
-    plan.incidents = draw(
-        dice,
-        count,
-        CALM_AT,
-        &[freeze, partition, one_way, slow_link, storm, clock, drift],
-    );
+    let kinds: [fn(&mut Dice) -> IncidentKind; 7] = [freeze, partition, one_way, slow_link, storm, clock, drift];
+    plan.incidents = draw(dice, count, CALM_AT, |dice| one_of(&kinds, dice));
     plan
 }
 
 fn restarts(dice: &mut Dice) -> Plan {
     let mut plan = network(dice);
     let count = 1 + dice.below(4);
-    plan.incidents.extend(draw(dice, count, CALM_AT, &[kill]));
+    plan.incidents.extend(draw(dice, count, CALM_AT, kill));
     plan.incidents.sort_by_key(|incident| incident.at);
     plan
 }

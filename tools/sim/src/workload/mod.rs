@@ -63,6 +63,30 @@ impl Default for WorkloadSetup {
     }
 }
 
+/// Whoever works in a run, as the run sees them.
+pub(crate) trait Clients {
+    /// Notes an event in the history.
+    fn note(&mut self, event: Event);
+
+    /// A node was started.
+    fn started(&mut self, sim: &mut Sim, node: usize);
+
+    /// From now on clients read what is there, every key once by one of them, and stop.
+    fn audit(&mut self, shards: u16);
+
+    /// Whether the audit is over.
+    fn is_done(&self) -> bool;
+
+    /// Lets every client do what it can at the present moment.
+    fn turn(&mut self, sim: &mut Sim);
+
+    /// Operations by how they ended.
+    fn counts(&self) -> Counts;
+
+    /// The history so far.
+    fn take_history(&mut self) -> History;
+}
+
 /// All clients and what they have seen.
 #[derive(Debug)]
 pub struct Workload {
@@ -146,14 +170,16 @@ impl Workload {
             auditing: false,
         }
     }
+}
 
-    /// Notes an event in the history.
-    pub fn note(&mut self, event: Event) {
+impl Clients for Workload {
+    fn note(&mut self, event: Event) {
         self.log.history.events.push(event);
     }
 
-    /// From now on clients read what is there, every key once by one of them, and stop.
-    pub fn audit(&mut self, shards: u16) {
+    fn started(&mut self, _sim: &mut Sim, _node: usize) {}
+
+    fn audit(&mut self, shards: u16) {
         self.auditing = true;
         self.log.left = 0;
         let keys = (0..self.setup.keys)
@@ -169,23 +195,15 @@ impl Workload {
         }
     }
 
-    /// Whether the audit is over.
-    pub fn is_done(&self) -> bool {
+    fn is_done(&self) -> bool {
         self.auditing && self.agents.iter().all(Agent::is_idle)
     }
 
-    /// Whether the operations that were asked for have been begun.
-    pub fn is_exhausted(&self) -> bool {
-        self.log.left == 0
-    }
-
-    /// Operations by how they ended.
-    pub fn counts(&self) -> Counts {
+    fn counts(&self) -> Counts {
         self.log.counts
     }
 
-    /// Lets every client do what it can at the present moment.
-    pub fn turn(&mut self, sim: &mut Sim) {
+    fn turn(&mut self, sim: &mut Sim) {
         for endpoint in &mut self.endpoints {
             endpoint.tend_map(sim);
         }
@@ -195,8 +213,8 @@ impl Workload {
         }
     }
 
-    /// The history so far.
-    pub fn into_history(self) -> History {
-        self.log.history
+    fn take_history(&mut self) -> History {
+        let header = self.log.history.header.clone();
+        std::mem::replace(&mut self.log.history, History::new(header))
     }
 }
