@@ -42,7 +42,7 @@ enum Said {
 /// A client.
 pub(super) struct Agent {
     pub(super) env: SimEnv,
-    pub(super) shared: Rc<Shared>,
+    pub(super) common: Rc<Shared>,
     pub(super) number: u32,
     pub(super) dice: Dice,
     /// Its session and the number of its last write there, where it has one.
@@ -57,21 +57,21 @@ impl Agent {
     /// Works for ever.
     pub(super) async fn work(mut self) {
         loop {
-            let Some(op) = self.shared.next_op(self.number, &mut self.dice, &self.versions) else {
-                self.shared.set_idle(self.number, true);
+            let Some(op) = self.common.next_op(self.number, &mut self.dice, &self.versions) else {
+                self.common.set_idle(self.number, true);
                 self.env.sleep_until(self.env.now() + IDLE).await;
                 continue;
             };
-            self.shared.set_idle(self.number, false);
-            let id = self.shared.call(&self.env, self.number, op.clone());
+            self.common.set_idle(self.number, false);
+            let id = self.common.call(&self.env, self.number, op.clone());
             let outcome = self.perform(&op).await;
             if let (Some(key), Outcome::Done(reply)) = (op.key(), &outcome)
                 && reply.version != 0
             {
                 self.versions.insert(key.to_owned(), reply.version);
             }
-            self.shared.returned(&self.env, id, outcome);
-            let pause = Duration::from_nanos(self.dice.below(self.shared.pause().as_nanos() as u64 + 1));
+            self.common.returned(&self.env, id, outcome);
+            let pause = Duration::from_nanos(self.dice.below(self.common.pause().as_nanos() as u64 + 1));
             self.env.sleep_until(self.env.now() + pause).await;
         }
     }
@@ -79,7 +79,7 @@ impl Agent {
     async fn perform(&mut self, op: &Op) -> Outcome {
         let deadline = self.env.now() + TIMEOUT;
         let shard = self
-            .shared
+            .common
             .shard_of(op.key().expect("invariant: only keys are asked for"));
         let session = if op.is_write() {
             self.session.as_mut().map(|(session, seq)| {
@@ -97,7 +97,7 @@ impl Agent {
         let mut doubt = false;
         let mut code = "timeout";
         while self.env.now() < deadline {
-            let nodes = self.shared.setup.nodes as u64;
+            let nodes = self.common.setup.nodes as u64;
             let leader = self.leaders[usize::from(shard)];
             // Any replica answers reads, so that followers are asked too.
             let to = if !op.is_write() && self.dice.chance(300) {
@@ -144,12 +144,12 @@ impl Agent {
         } else {
             deadline
         };
-        let (op, shared) = (op.clone(), Rc::clone(&self.shared));
+        let (op, common) = (op.clone(), Rc::clone(&self.common));
         let serve = move |env: SimEnv| async move {
             if op.is_write() {
-                write(&env, &shared, &op, shard, session).await
+                write(&env, &common, &op, shard, session).await
             } else {
-                read(&env, &shared, &op, shard).await
+                read(&env, &common, &op, shard).await
             }
         };
         ask(&self.env, to, until, serve).await
@@ -161,8 +161,8 @@ fn number(leader: Option<Leader>) -> Option<usize> {
 }
 
 /// Reads on a node.
-async fn read(env: &SimEnv, shared: &Rc<Shared>, op: &Op, shard: u16) -> Said {
-    let (Some(replicas), Op::Get { key, .. }) = (shared.hosts.replicas(env.node), op) else {
+async fn read(env: &SimEnv, common: &Rc<Shared>, op: &Op, shard: u16) -> Said {
+    let (Some(replicas), Op::Get { key, .. }) = (common.hosts.replicas(env.node), op) else {
         return Said::Refused(None);
     };
     let replica = replicas.shards[usize::from(shard)].clone();
@@ -187,8 +187,8 @@ async fn read(env: &SimEnv, shared: &Rc<Shared>, op: &Op, shard: u16) -> Said {
 }
 
 /// Writes on a node.
-async fn write(env: &SimEnv, shared: &Rc<Shared>, op: &Op, shard: u16, session: Option<SessionWrite>) -> Said {
-    let Some(replicas) = shared.hosts.replicas(env.node) else {
+async fn write(env: &SimEnv, common: &Rc<Shared>, op: &Op, shard: u16, session: Option<SessionWrite>) -> Said {
+    let Some(replicas) = common.hosts.replicas(env.node) else {
         return Said::Refused(None);
     };
     let replica = replicas.shards[usize::from(shard)].clone();

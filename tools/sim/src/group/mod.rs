@@ -57,18 +57,19 @@ struct Shared {
     settled: Cell<bool>,
 }
 
+/// Simulated time since the beginning, in nanoseconds.
+fn at(env: &SimEnv) -> u64 {
+    let world = env.world.borrow();
+    (world.now - world.start).as_nanos() as u64
+}
+
+fn roll(env: &SimEnv) -> u64 {
+    let mut bytes = [0; 8];
+    env.fill_random(&mut bytes);
+    u64::from_le_bytes(bytes)
+}
+
 impl Shared {
-    fn at(&self, env: &SimEnv) -> u64 {
-        let world = env.world.borrow();
-        (world.now - world.start).as_nanos() as u64
-    }
-
-    fn roll(&self, env: &SimEnv) -> u64 {
-        let mut bytes = [0; 8];
-        env.fill_random(&mut bytes);
-        u64::from_le_bytes(bytes)
-    }
-
     fn note(&self, event: Event) {
         self.history.borrow_mut().events.push(event);
     }
@@ -77,7 +78,7 @@ impl Shared {
         let id = self.next_id.get() + 1;
         self.next_id.set(id);
         self.note(Event::Call {
-            at: self.at(env),
+            at: at(env),
             id,
             client,
             op,
@@ -94,7 +95,7 @@ impl Shared {
         }
         self.counts.set(counts);
         self.note(Event::Return {
-            at: self.at(env),
+            at: at(env),
             id,
             outcome,
         });
@@ -197,7 +198,7 @@ impl Group {
             let session = setup.sessions.then(|| (u128::from(dice.roll()) << 64 | 1, 0));
             let agent = Agent {
                 env: sim.env(machine, 0),
-                shared: Rc::clone(&shared),
+                common: Rc::clone(&shared),
                 number: number as u32,
                 dice: Dice::new(dice.roll()),
                 session,

@@ -1,5 +1,6 @@
 //! One machine with a replica of every shard: its journal, its snapshots, and what the history has to know of it.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::panic::resume_unwind;
 use std::rc::Rc;
@@ -10,12 +11,12 @@ use generation_engine::{Policy, ShardConfig};
 use generation_node::env::Env;
 use generation_node::raft::journal::{Identity, Journal, JournalConfig, OpenError};
 use generation_node::raft::machine::MachineConfig;
-use generation_node::raft::replica::{Replica, ReplicaConfig, ReplicaError, Timing};
+use generation_node::raft::replica::{Beginning, Replica, ReplicaConfig, ReplicaError, Timing};
 use generation_node::raft::runtime::ambient;
 use generation_node::raft::types::Place;
 
 use super::bus::Bus;
-use super::{GroupSetup, Shared};
+use super::{GroupSetup, Shared, at, roll};
 use crate::disk::SimDisk;
 use crate::env::SimEnv;
 use crate::executor::Crashed;
@@ -44,7 +45,7 @@ pub(super) async fn serve(env: SimEnv, shared: Rc<Shared>, start: u32) {
     let config = JournalConfig {
         identity: Identity {
             cluster: 1,
-            journal: u128::from(shared.roll(&env)),
+            journal: u128::from(roll(&env)),
             node: 1 + env.node as u64,
             core: 0,
             cores: 1,
@@ -68,6 +69,8 @@ pub(super) async fn serve(env: SimEnv, shared: Rc<Shared>, start: u32) {
         shards: Vec::new(),
         journal: journal.clone(),
     };
+    // A vote is durable behind the record that makes the replica: without that record it has never voted.
+    let known: BTreeSet<u32> = journal.replicas().into_iter().map(|(shard, _)| shard).collect();
     for shard in 0..shards {
         let config = ReplicaConfig {
             id: 1 + env.node as u64,
@@ -84,7 +87,11 @@ pub(super) async fn serve(env: SimEnv, shared: Rc<Shared>, start: u32) {
                 next_replica_id: 1 + nodes as u64,
             },
             members: members.clone(),
-            form: true,
+            beginning: if known.contains(&u32::from(shard)) {
+                Beginning::Resume
+            } else {
+                Beginning::Form
+            },
             timing: Timing::default(),
         };
         let bus = Bus {
@@ -124,15 +131,15 @@ fn look(env: &SimEnv, shared: &Rc<Shared>, replicas: &Rc<Replicas>, start: u32, 
         .journal
         .forced_snapshot(building)
         .map(|forced| forced.shard as usize);
-    if due.is_none() && shared.roll(env) % 1_000 < shared.setup.snapshots_per_mille {
-        due = Some((shared.roll(env) % replicas.shards.len() as u64) as usize);
+    if due.is_none() && roll(env) % 1_000 < shared.setup.snapshots_per_mille {
+        due = Some((roll(env) % replicas.shards.len() as u64) as usize);
     }
     if let Some(shard) = due {
         let replica = replicas.shards[shard].clone();
         let task = async move { replica.snapshot().await };
         env.spawn(generation_node::raft::runtime::within(ambient(env.clone()), task));
     }
-    let at = shared.at(env);
+    let at = at(env);
     for (shard, replica) in replicas.shards.iter().enumerate() {
         let status = replica.status();
         let applied = status.applied.map_or(0, |log_id| log_id.index);
@@ -140,12 +147,12 @@ fn look(env: &SimEnv, shared: &Rc<Shared>, replicas: &Rc<Replicas>, start: u32, 
         if seen[shard].replace(now) == Some(now) && !shared.settled.get() {
             continue;
         }
-        let (node, shard) = (env.node as u32, shard as u16);
+        let (node, number) = (env.node as u32, shard as u16);
         shared.note(Event::Replica {
             at,
             node,
             start,
-            shard,
+            shard: number,
             epoch: EPOCH,
             replica: status.id,
             term: status.term,
@@ -156,7 +163,7 @@ fn look(env: &SimEnv, shared: &Rc<Shared>, replicas: &Rc<Replicas>, start: u32, 
         shared.note(Event::State {
             at,
             node,
-            shard,
+            shard: number,
             epoch: EPOCH,
             index: applied,
             hash: format!("{:032x}", status.state_hash),
