@@ -33,6 +33,7 @@ impl<D: Disk> Incoming<D> {
     pub(crate) async fn begin(disk: &D, cluster: u128, shard: u32, id: u128) -> io::Result<Self> {
         disk.create_directory(DIRECTORY).await?;
         let path = format!("{DIRECTORY}/{shard:05}-incoming-{id:032x}.new");
+        // One that was begun under this id before. What cannot be removed is what opening then reports.
         let _ = disk.remove(&path).await;
         let file = disk.open(&path, Open::CreateNew).await?;
         Ok(Self {
