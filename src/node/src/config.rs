@@ -10,6 +10,8 @@ use generation_quic::ServerCrypto;
 use rustls::pki_types::CertificateDer;
 
 use crate::peers::PeersConfig;
+use crate::raft::replica::Timing;
+use crate::raft::shards::Durability;
 
 /// What a peer may ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -90,6 +92,28 @@ impl Default for NodeLimits {
     }
 }
 
+/// How a node's shards are replicated and kept.
+#[derive(Debug, Clone)]
+pub struct Replication {
+    /// Identity of the cluster, drawn at random when it was made, the same on all its nodes. Shards hash keys by it.
+    pub cluster: u128,
+    /// What an acknowledged write has survived.
+    pub durability: Durability,
+    /// Length of a segment of a core's journal in bytes, a multiple of 4096, at least [`Replication::MIN_SEGMENT_BYTES`].
+    pub segment_bytes: u64,
+    /// Most segments of a core's journal, at least 4.
+    pub segments: usize,
+    /// Bytes of a shard's log after which a snapshot is taken.
+    pub snapshot_bytes: u64,
+    /// Patience of replicas with each other.
+    pub timing: Timing,
+}
+
+impl Replication {
+    /// A shorter segment holds too few entries beside what is kept free for votes.
+    pub const MIN_SEGMENT_BYTES: u64 = 1 << 20;
+}
+
 /// Everything one core of a node needs to know. All cores of a node are given the same.
 #[derive(Clone)]
 pub struct CoreConfig {
@@ -101,8 +125,12 @@ pub struct CoreConfig {
     pub addr: SocketAddr,
     /// How many shards there are; shard `s` belongs to core `s` modulo the number of cores.
     pub shards: u16,
-    /// Epoch of the map and of its shards. It must be larger at every start, since a start begins with empty shards.
+    /// Epoch of the map and of its shards: larger whenever the shards begin empty. Without replication that is at every start; with it,
+    /// all nodes have the same, as long as the cluster exists.
     pub epoch: u32,
+    /// How shards are replicated. Every shard then has a replica on this node and on each of [`PeersConfig::nodes`]. Without it the
+    /// node is alone, and its shards are gone when it stops.
+    pub replication: Option<Replication>,
     /// Configuration of each shard.
     pub shard: ShardConfig,
     /// Longest key and value accepted.

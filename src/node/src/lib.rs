@@ -31,7 +31,9 @@ mod replies;
 pub mod stats;
 mod streams;
 
-pub use config::{Authorize, CoreConfig, Identity, NodeLimits, Role};
+pub use config::{Authorize, CoreConfig, Identity, NodeLimits, Replication, Role};
 pub use generation_engine::{MAX_VALUE_BYTES, Policy, ShardConfig};
 pub use generation_proto::close_code;
-pub use reactor::{run, run_with_peers};
+pub use raft::replica::Timing;
+pub use raft::shards::Durability;
+pub use reactor::{Core, StartError, open, run, run_with_peers};

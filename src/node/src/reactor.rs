@@ -11,6 +11,7 @@ use crate::dispatch::{Dispatch, Incoming, Moment, Source};
 use crate::env::{CoreId, Datagram, Env, Transmit};
 use crate::mesh::MeshMessage;
 use crate::peers::{Peers, Routed};
+use crate::raft::shards::ShardsError;
 use crate::replies::Replies;
 use crate::streams::Streams;
 
@@ -23,12 +24,21 @@ const MESSAGES_PER_TURN: usize = 256;
 /// Turns without rest before other tasks of the core get theirs.
 const TURNS_PER_YIELD: u32 = 16;
 
-/// Runs one core of a node until it was asked to stop and has stopped: in-flight requests answered, connections closed.
-///
-/// Every core of the node runs this with the same `config`.
+/// Why a core did not start.
+pub type StartError = ShardsError;
+
+/// Makes one core of a node: what its disk has of its shards is read back. Every core of the node is made with the same `config`.
 ///
 /// # Panics
 /// When `config` has no shards or more than the protocol allows, or the node has more than 256 cores.
+pub async fn open<E: Env>(env: E, config: CoreConfig, peers: Peers) -> Result<Core<E>, StartError> {
+    Ok(Core::new(env, config, peers))
+}
+
+/// Runs one core of a node that is alone until it was asked to stop and has stopped.
+///
+/// # Panics
+/// As [`open`], or if `config` asks for replication and the disk cannot be used.
 pub async fn run<E: Env>(env: E, config: CoreConfig) {
     let peers = Peers::new(&env, &config);
     run_with_peers(env, config, peers).await;
@@ -39,21 +49,8 @@ pub async fn run<E: Env>(env: E, config: CoreConfig) {
 /// # Panics
 /// As [`run`].
 pub async fn run_with_peers<E: Env>(env: E, config: CoreConfig, peers: Peers) {
-    let mut core = Core::new(env, config, peers);
-    let mut turns = 0;
-    while !core.is_done() {
-        let more = core.turn();
-        turns += 1;
-        if !more {
-            turns = 0;
-            let deadline = core.next_deadline();
-            core.env.park(deadline).await;
-        } else if turns >= TURNS_PER_YIELD {
-            turns = 0;
-            core.env.yield_now().await;
-        }
-    }
-    core.last_words();
+    let core = open(env, config, peers).await;
+    core.expect("a core without replication reads nothing").run().await;
 }
 
 /// A stop in progress.
@@ -82,7 +79,8 @@ macro_rules! context {
     };
 }
 
-struct Core<E> {
+/// One core of a node.
+pub struct Core<E> {
     env: E,
     driver: Driver,
     connections: Connections,
@@ -105,6 +103,24 @@ struct Core<E> {
 }
 
 impl<E: Env> Core<E> {
+    /// Serves until the node was asked to stop and has stopped: in-flight requests answered, connections closed.
+    pub async fn run(mut self) {
+        let mut turns = 0;
+        while !self.is_done() {
+            let more = self.turn();
+            turns += 1;
+            if !more {
+                turns = 0;
+                let deadline = self.next_deadline();
+                self.env.park(deadline).await;
+            } else if turns >= TURNS_PER_YIELD {
+                turns = 0;
+                self.env.yield_now().await;
+            }
+        }
+        self.last_words();
+    }
+
     fn new(env: E, config: CoreConfig, peers: Peers) -> Self {
         let mut seed = [0; 32];
         env.fill_random(&mut seed);

@@ -317,6 +317,7 @@ fn core_config(
         addr: advertised,
         shards: config.shards,
         epoch,
+        replication: None,
         shard: ShardConfig {
             budget_bytes: config.memory.budget.as_u64() / shards,
             max_records: config.memory.max_records.map(|records| records / shards),

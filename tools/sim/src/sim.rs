@@ -198,6 +198,7 @@ impl Sim {
             addr: node_addr(node),
             shards: setup.shards,
             epoch: incarnation,
+            replication: None,
             shard: setup.shard,
             limits: setup.limits,
             node_limits: setup.node_limits.clone(),
