@@ -6,10 +6,11 @@
 //!
 //! Nothing here waits: a request is answered, forwarded to the core that owns its shard, or put off, and then forgotten.
 
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
-use generation_engine::{Command, Condition, Progress, Version};
+use bytes::BytesMut;
+use generation_engine::{Command, Condition, Progress, Shard, Version};
 use generation_proto::map::{Map, Node, NodeState, Replica as MapReplica, Shard as MapShard};
 use generation_proto::reply::HelloReply;
 use generation_proto::request::{Hello, Scan};
@@ -21,6 +22,9 @@ use generation_quic::ConnectionKey;
 
 use crate::config::{CoreConfig, NodeLimits};
 use crate::env::CoreId;
+use crate::env::disk::Disk;
+use crate::group::{Common, Group, News, Read, What};
+use crate::mesh::ShardView;
 use crate::peers::Peers;
 use crate::replica::Replica;
 use crate::replies::{Origin, Replies};
@@ -81,6 +85,8 @@ pub(crate) struct Batch<'t> {
     pub(crate) readers: Vec<Reader>,
     pub(crate) writes: Vec<(Origin, Command<'t>)>,
     pub(crate) pages: Vec<(Reader, bool, Scan<'t>)>,
+    /// Of a shard with a group, reads that are content with less than the newest.
+    pub(crate) lax: Vec<Read>,
 }
 
 /// Who reads, and by which request of the turn.
@@ -88,7 +94,8 @@ pub(crate) struct Batch<'t> {
 pub(crate) struct Reader {
     pub(crate) origin: Origin,
     pub(crate) incoming: u32,
-    pub(crate) stale: bool,
+    /// Code of the consistency asked for.
+    pub(crate) consistency: u8,
 }
 
 impl Batch<'_> {
@@ -109,6 +116,7 @@ impl Batch<'_> {
             pages: recycle(self.pages, |(reader, values, scan)| {
                 (reader, values, Scan { prefix: &[], ..scan })
             }),
+            lax: self.lax,
         }
     }
 }
@@ -119,9 +127,40 @@ fn recycle<A, B>(mut vec: Vec<A>, never: impl FnMut(A) -> B) -> Vec<B> {
     vec.into_iter().map(never).collect()
 }
 
+/// A shard as this core knows it.
 #[derive(Debug)]
-pub(crate) struct Dispatch {
-    core: CoreId,
+pub(crate) enum Member<D: Disk> {
+    /// It belongs to another core.
+    Elsewhere,
+    /// It is here alone: the node is not replicated and keeps nothing.
+    Alone(Replica<Origin>),
+    /// It has a replica of a group here.
+    Group(Box<Group<D>>),
+}
+
+impl<D: Disk> Member<D> {
+    pub(crate) fn group(&self) -> Option<&Group<D>> {
+        match self {
+            Self::Group(group) => Some(group),
+            Self::Alone(_) | Self::Elsewhere => None,
+        }
+    }
+
+    /// Works with the state, where there is one.
+    fn with<T>(&mut self, work: impl FnOnce(&mut Shard) -> T) -> Option<T> {
+        match self {
+            Self::Elsewhere => None,
+            Self::Alone(replica) => Some(work(replica.shard_mut())),
+            Self::Group(group) => {
+                let replica = group.replica()?;
+                Some(replica.machine().with(|machine| work(machine.shard_mut())))
+            }
+        }
+    }
+}
+
+pub(crate) struct Dispatch<D: Disk> {
+    pub(crate) core: CoreId,
     cores: CoreId,
     cluster: String,
     software: String,
@@ -130,12 +169,16 @@ pub(crate) struct Dispatch {
     pub(crate) limits: Limits,
     pub(crate) node_limits: NodeLimits,
     table: SlotTable,
-    /// The replicas of this core's shards, by shard.
-    pub(crate) replicas: Vec<Option<Replica<Origin>>>,
+    /// By shard.
+    pub(crate) members: Vec<Member<D>>,
+    /// Which groups have news; `None` without groups.
+    pub(crate) news: Option<Rc<News>>,
+    pub(crate) newsworthy: Vec<u16>,
+    /// The map, with what the other cores have said of their shards.
+    map: Map,
     /// What the turn asks of each shard, and which shards it asks at all.
     batches: Vec<Batch<'static>>,
     busy_shards: Vec<u16>,
-    map: Bytes,
     pub(crate) page: BytesMut,
     /// Reads that met an entry past its time: place in the batch, version.
     pub(crate) late: Vec<(usize, Version)>,
@@ -146,12 +189,22 @@ pub(crate) struct Dispatch {
     peers: Peers,
 }
 
-impl Dispatch {
-    pub(crate) fn new(config: &CoreConfig, core: CoreId, cores: CoreId, peers: Peers) -> Self {
-        let map = single_node_map(config, cores);
+impl<D: Disk> Dispatch<D> {
+    /// `groups`: what this core's groups have in common, if the node is replicated.
+    pub(crate) fn new(
+        config: &CoreConfig,
+        core: CoreId,
+        cores: CoreId,
+        peers: Peers,
+        groups: Option<&Common<D>>,
+    ) -> Self {
+        let map = first_map(config, cores);
         let table = SlotTable::new(&map.ranges, map.shards.len()).expect("invariant: even ranges cover every slot");
-        let mut encoded = BytesMut::new();
-        map.encode(&mut encoded);
+        let member = |shard| match groups {
+            _ if owner(shard, cores) != core => Member::Elsewhere,
+            None => Member::Alone(Replica::new(config.shard)),
+            Some(common) => Member::Group(Box::new(Group::new(shard, common))),
+        };
         Self {
             core,
             cores,
@@ -162,12 +215,12 @@ impl Dispatch {
             limits: config.limits,
             node_limits: config.node_limits.clone(),
             table,
-            replicas: (0..config.shards)
-                .map(|shard| (owner(shard, cores) == core).then(|| Replica::new(config.shard)))
-                .collect(),
+            members: (0..config.shards).map(member).collect(),
+            news: groups.map(|common| Rc::clone(&common.news)),
+            newsworthy: Vec::new(),
+            map,
             batches: (0..config.shards).map(|_| Batch::default()).collect(),
             busy_shards: Vec::new(),
-            map: encoded.freeze(),
             page: BytesMut::new(),
             late: Vec::new(),
             put_off: Vec::new(),
@@ -177,7 +230,7 @@ impl Dispatch {
         }
     }
 
-    /// Executes one turn's requests.
+    /// Executes one turn's requests, and answers those of earlier turns of which there is news.
     pub(crate) fn turn(
         &mut self,
         moment: Moment,
@@ -190,6 +243,7 @@ impl Dispatch {
         let mut turn = Turn {
             dispatch: self,
             moment,
+            incoming,
             batches: Vec::new(),
             admitted: None,
             streams,
@@ -198,6 +252,7 @@ impl Dispatch {
         };
         let batches = std::mem::take(&mut turn.dispatch.batches);
         turn.batches = batches;
+        turn.news();
         for (place, request) in incoming.iter().enumerate() {
             turn.route(place as u32, request);
         }
@@ -225,18 +280,81 @@ impl Dispatch {
         }
     }
 
+    /// Whether requests of earlier turns may be answered now.
+    pub(crate) fn has_news(&self) -> bool {
+        let news = self.news.as_ref();
+        news.is_some_and(|news| !news.is_empty() || self.groups().any(|group| !group.unserved.is_empty()))
+    }
+
+    fn groups(&self) -> impl Iterator<Item = &Group<D>> {
+        self.members.iter().filter_map(Member::group)
+    }
+
+    /// Whether nothing waits for a group.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.groups().all(Group::is_idle)
+    }
+
+    /// When something that waits for a group is to be given up, at the latest.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.groups().filter_map(Group::next_deadline).min()
+    }
+
+    /// Looks at every group that waits for something that may be over by now.
+    pub(crate) fn expire(&self, now: Instant) {
+        for group in self.groups() {
+            if group.next_deadline().is_some_and(|deadline| deadline <= now) {
+                group.come_back();
+            }
+        }
+    }
+
+    /// What has changed about this core's shards, for the other cores and for the map.
+    pub(crate) fn look(&mut self) -> Vec<ShardView> {
+        let mut changed = Vec::new();
+        for (number, member) in self.members.iter().enumerate() {
+            let Member::Group(group) = member else { continue };
+            let Some(seen) = group.view() else { continue };
+            if self.map.shards[number] != seen {
+                self.map.shards[number] = seen.clone();
+                changed.push((number as u16, seen));
+            }
+        }
+        changed
+    }
+
+    /// Takes in what another core says of its shards.
+    pub(crate) fn told(&mut self, views: Vec<ShardView>) {
+        for (shard, view) in views {
+            self.map.shards[usize::from(shard)] = view;
+        }
+    }
+
     /// A bounded step of the expiry sweep over this core's shards, and of what the engine does when it is idle.
-    pub(crate) fn sweep(&mut self, now_ms: u64) {
+    pub(crate) fn sweep(&mut self, now: Instant, now_ms: u64) {
         const LEAST: u64 = 256;
         const MOST: u64 = 16_384;
-        for replica in self.replicas.iter_mut().flatten() {
-            let step = (replica.shard().stats().records / self.node_limits.sweep_steps.max(1)).clamp(LEAST, MOST);
-            replica.sweep(now_ms, step as usize);
+        let steps = self.node_limits.sweep_steps.max(1);
+        for member in &mut self.members {
+            let Some(records) = member.with(|shard| shard.stats().records) else {
+                continue;
+            };
+            let step = (records / steps).clamp(LEAST, MOST) as usize;
+            match member {
+                Member::Elsewhere => {}
+                Member::Alone(replica) => replica.sweep(now_ms, step),
+                Member::Group(group) => {
+                    let wake = group.wake();
+                    if let Some(replica) = group.replica() {
+                        group.proposer.sweep(&replica, now, now_ms, step, &wake);
+                    }
+                }
+            }
         }
         if std::mem::replace(&mut self.requests_swept, self.stats.requests) == self.stats.requests {
             // Nobody has asked for anything since the last sweep: a step that nobody waits for, on the first shard that has one.
-            for replica in self.replicas.iter_mut().flatten() {
-                if replica.shard_mut().tidy() == Progress::More {
+            for member in &mut self.members {
+                if member.with(Shard::tidy) == Some(Progress::More) {
                     break;
                 }
             }
@@ -245,41 +363,81 @@ impl Dispatch {
 
     /// Appends this core's counters.
     fn encode_stats(&mut self, out: &mut BytesMut) {
-        self.stats.log_entries = self.replicas.iter().flatten().map(Replica::entries).sum();
-        let shards = self.replicas.iter().enumerate();
-        let shards = shards.filter_map(|(shard, replica)| Some((shard as u16, replica.as_ref()?.shard())));
-        stats::encode_core(self.core, &self.stats, shards, out);
+        self.stats.log_entries = self
+            .members
+            .iter()
+            .map(|member| match member {
+                Member::Elsewhere => 0,
+                Member::Alone(replica) => replica.entries(),
+                Member::Group(group) => group.replica().map_or(0, |replica| replica.machine().entries()),
+            })
+            .sum();
+        stats::encode_core(self.core, &self.stats, out);
+        for (number, member) in self.members.iter_mut().enumerate() {
+            let number = number as u16;
+            if let Member::Group(group) = member {
+                group.encode_stats(out);
+            }
+            let hash = match member {
+                Member::Group(group) => group.replica().map(|replica| replica.status().state_hash),
+                Member::Alone(_) | Member::Elsewhere => None,
+            };
+            let core = self.core;
+            member.with(|shard| {
+                let hash = hash.unwrap_or_else(|| shard.state_hash());
+                stats::encode_shard(number, shard, core, hash, out);
+            });
+        }
         self.peers.encode_stats(self.core, out);
     }
 }
 
 /// The core that owns a shard.
-fn owner(shard: u16, cores: CoreId) -> CoreId {
+pub(crate) fn owner(shard: u16, cores: CoreId) -> CoreId {
     shard % cores
 }
 
-fn single_node_map(config: &CoreConfig, cores: CoreId) -> Map {
+/// The map before anything is known of leaders.
+fn first_map(config: &CoreConfig, cores: CoreId) -> Map {
+    let own = Node {
+        id: config.node,
+        addr: config.addr,
+        cores,
+        state: NodeState::Up,
+    };
+    let others = config.peers.nodes.iter().map(|node| Node {
+        id: node.id,
+        addr: node.addr,
+        cores: node.cores,
+        state: NodeState::Up,
+    });
+    let alone = config.replication.is_none();
+    let mut nodes: Vec<Node> = if alone {
+        vec![own]
+    } else {
+        others.chain([own]).collect()
+    };
+    nodes.sort_by_key(|node| node.id);
     let shard = |shard| MapShard {
         epoch: config.epoch,
-        term: 1,
-        leader: config.node,
-        replicas: vec![MapReplica {
-            id: 1,
-            node: config.node,
-            core: owner(shard, cores),
-        }],
+        term: u64::from(alone),
+        leader: if alone { config.node } else { 0 },
+        replicas: if alone {
+            vec![MapReplica {
+                id: 1,
+                node: config.node,
+                core: owner(shard, cores),
+            }]
+        } else {
+            Vec::new()
+        },
     };
     Map {
         epoch: config.epoch,
         cluster: config.cluster.clone(),
-        nodes: vec![Node {
-            id: config.node,
-            addr: config.addr,
-            cores,
-            state: NodeState::Up,
-        }],
         ranges: Map::even_ranges(config.shards),
         shards: (0..config.shards).map(shard).collect(),
+        nodes,
     }
 }
 
@@ -296,9 +454,10 @@ struct Asked<'t> {
 }
 
 /// One turn: the batches borrow from the turn's requests.
-pub(crate) struct Turn<'d, 't> {
-    pub(crate) dispatch: &'d mut Dispatch,
+pub(crate) struct Turn<'d, 't, D: Disk> {
+    pub(crate) dispatch: &'d mut Dispatch<D>,
     pub(crate) moment: Moment,
+    pub(crate) incoming: &'t [Incoming],
     pub(crate) batches: Vec<Batch<'t>>,
     /// The stream whose plain reads were last found fit for execution in this turn.
     admitted: Option<StreamRef>,
@@ -307,7 +466,7 @@ pub(crate) struct Turn<'d, 't> {
     closing: &'d mut Vec<Closing>,
 }
 
-impl<'t> Turn<'_, 't> {
+impl<'t, D: Disk> Turn<'_, 't, D> {
     /// Decodes a request and gives it to whoever executes it.
     fn route(&mut self, place: u32, incoming: &'t Incoming) {
         let frame = &incoming.frame;
@@ -361,7 +520,10 @@ impl<'t> Turn<'_, 't> {
         match request.operation {
             Operation::Ping { payload } => self.answer(origin, payload),
             Operation::Map => {
-                let map = self.dispatch.map.clone();
+                // What this core sees it sees at once.
+                self.dispatch.look();
+                let mut map = BytesMut::new();
+                self.dispatch.map.encode(&mut map);
                 self.answer(origin, &map);
             }
             Operation::Stats => self.stats(incoming, origin),
@@ -432,7 +594,7 @@ impl<'t> Turn<'_, 't> {
         batch.readers.push(Reader {
             origin,
             incoming: place,
-            stale: false,
+            consistency: 0,
         });
         true
     }
@@ -504,20 +666,42 @@ impl<'t> Turn<'_, 't> {
                 expires_at_ms: self.expires_at(shard, options.ttl_ms),
             },
             _ => {
-                if self.is_ahead(shard, options.consistency) {
-                    return self.too_stale(shard, origin);
-                }
-                let stale = matches!(options.consistency, Consistency::Stale { .. });
-                let batch = self.batch(shard);
-                batch.keys.push(key);
-                return batch.readers.push(Reader {
-                    origin,
-                    incoming: place,
-                    stale,
-                });
+                return self.read_of(shard, place, origin, key, options.consistency, deadline);
             }
         };
         self.batch(shard).writes.push((origin, command));
+    }
+
+    /// A read of one key of a shard of this core's.
+    fn read_of(
+        &mut self,
+        shard: u16,
+        place: u32,
+        origin: Origin,
+        key: &'t [u8],
+        consistency: Consistency,
+        deadline: Option<Instant>,
+    ) {
+        let grouped = matches!(self.dispatch.members[usize::from(shard)], Member::Group(_));
+        if grouped && consistency != Consistency::Linearizable {
+            let key = self.incoming[place as usize].frame.payload.slice_ref(key);
+            return self.batch(shard).lax.push(Read {
+                origin,
+                what: What::Entry(key),
+                consistency,
+                deadline,
+            });
+        }
+        if self.is_ahead(shard, consistency) {
+            return self.too_stale(shard, origin, None);
+        }
+        let batch = self.batch(shard);
+        batch.keys.push(key);
+        batch.readers.push(Reader {
+            origin,
+            incoming: place,
+            consistency: consistency.code(),
+        });
     }
 
     /// A request with several keys: what this core owns is executed here; of a request of this core's the rest is forwarded.
@@ -542,7 +726,6 @@ impl<'t> Turn<'_, 't> {
         };
         let late = self.is_late(deadline);
         let consistency = request.options.consistency;
-        let stale = matches!(consistency, Consistency::Stale { .. });
         let mut elsewhere: Vec<Vec<u32>> = Vec::new();
         for (position, key) in keys.enumerate() {
             let position = position as u32;
@@ -565,16 +748,8 @@ impl<'t> Turn<'_, 't> {
                 elsewhere[usize::from(core)].push(position);
             } else if let Some(command) = command {
                 self.batch(shard).writes.push((origin, command));
-            } else if self.is_ahead(shard, consistency) {
-                self.too_stale(shard, origin);
             } else {
-                let batch = self.batch(shard);
-                batch.keys.push(key);
-                batch.readers.push(Reader {
-                    origin,
-                    incoming: place,
-                    stale,
-                });
+                self.read_of(shard, place, origin, key, consistency, deadline);
             }
         }
         let Some(gather) = gather else { return };
@@ -603,7 +778,7 @@ impl<'t> Turn<'_, 't> {
             deadline,
             ..
         } = asked;
-        let shards = self.dispatch.replicas.len();
+        let shards = self.dispatch.members.len();
         if usize::from(scan.shard) >= shards {
             self.dispatch.stats.requests_rejected += 1;
             let message = format!("there is no shard {}; shards are 0 to {}", scan.shard, shards - 1);
@@ -618,7 +793,7 @@ impl<'t> Turn<'_, 't> {
             let reader = Reader {
                 origin,
                 incoming: place,
-                stale: false,
+                consistency: 0,
             };
             self.batch(scan.shard).pages.push((reader, values, scan));
         } else {
@@ -713,7 +888,7 @@ impl<'t> Turn<'_, 't> {
 
     fn batch(&mut self, shard: u16) -> &mut Batch<'t> {
         let batch = &mut self.batches[usize::from(shard)];
-        if batch.keys.is_empty() && batch.writes.is_empty() && batch.pages.is_empty() {
+        if batch.keys.is_empty() && batch.writes.is_empty() && batch.pages.is_empty() && batch.lax.is_empty() {
             self.dispatch.busy_shards.push(shard);
         }
         batch
@@ -721,22 +896,20 @@ impl<'t> Turn<'_, 't> {
 
     /// The time a write of this turn is stamped with: the clock, or shard time where that is ahead. For a shard of another core
     /// the clock; that core stamps anew.
-    fn shard_clock(&self, shard: u16) -> u64 {
-        let shard_time = self.dispatch.replicas[usize::from(shard)]
-            .as_ref()
-            .map_or(0, |replica| replica.shard().shard_time_ms());
-        self.moment.now_ms.max(shard_time)
+    fn shard_clock(&mut self, shard: u16) -> u64 {
+        let shard_time = self.dispatch.members[usize::from(shard)].with(|shard| shard.shard_time_ms());
+        self.moment.now_ms.max(shard_time.unwrap_or(0))
     }
 
-    fn expires_at(&self, shard: u16, ttl_ms: Option<u64>) -> u64 {
+    fn expires_at(&mut self, shard: u16, ttl_ms: Option<u64>) -> u64 {
         expires_at(self.shard_clock(shard), ttl_ms)
     }
 
-    fn is_late(&self, deadline: Option<Instant>) -> bool {
+    pub(crate) fn is_late(&self, deadline: Option<Instant>) -> bool {
         deadline.is_some_and(|deadline| deadline <= self.moment.now)
     }
 
-    fn late(&mut self, origin: Origin) {
+    pub(crate) fn late(&mut self, origin: Origin) {
         self.dispatch.stats.requests_late += 1;
         self.replies.refuse(
             self.streams,
@@ -746,7 +919,7 @@ impl<'t> Turn<'_, 't> {
         );
     }
 
-    fn busy(&mut self, origin: Origin) {
+    pub(crate) fn busy(&mut self, origin: Origin) {
         self.dispatch.stats.requests_busy += 1;
         self.replies.refuse(
             self.streams,
@@ -757,7 +930,7 @@ impl<'t> Turn<'_, 't> {
     }
 
     /// Whether a session has seen more of a shard than there is here, which only a lost state can explain.
-    fn is_ahead(&self, shard: u16, consistency: Consistency) -> bool {
+    fn is_ahead(&mut self, shard: u16, consistency: Consistency) -> bool {
         let Consistency::Session {
             shard: of,
             epoch,
@@ -766,16 +939,19 @@ impl<'t> Turn<'_, 't> {
         else {
             return false;
         };
-        let applied = self.dispatch.replicas[usize::from(shard)]
-            .as_ref()
-            .map_or(0, |replica| replica.shard().applied_index());
-        of == shard && (epoch, index) > (self.dispatch.epoch, applied)
+        let applied = self.dispatch.members[usize::from(shard)].with(|shard| shard.applied_index());
+        of == shard && (epoch, index) > (self.dispatch.epoch, applied.unwrap_or(0))
     }
 
-    fn too_stale(&mut self, shard: u16, origin: Origin) {
+    /// `age`: how old what is here may be.
+    pub(crate) fn too_stale(&mut self, shard: u16, origin: Origin, age: Option<Duration>) {
         let mut meta = self.replies.meta(Status::TooStale);
         meta.shard = shard;
-        let options = ReplyOptions::message("the session has seen a later state of the shard than this node has");
+        let message = "this node has not seen as late a state of the shard as was asked for";
+        let options = ReplyOptions {
+            age_ms: age.map(|age| u32::try_from(age.as_millis()).unwrap_or(u32::MAX)),
+            ..ReplyOptions::message(message)
+        };
         self.replies.reply(self.streams, origin, &meta, &options, &[]);
     }
 

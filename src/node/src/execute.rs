@@ -1,12 +1,20 @@
-//! Executing what a turn asks of one shard: writes as one log entry, reads as one batched lookup, pages.
+//! Executing what a turn asks of one shard: writes as one log entry, reads as one batched lookup, pages; and answering, of a shard with
+//! a group, what earlier turns have asked.
 
+use std::time::Duration;
+
+use generation_engine::machine::Reply;
 use generation_engine::{Cursor, EntryRef, Outcome, Shard, Version};
 use generation_proto::limits::FRAME_OVERHEAD;
 use generation_proto::reply::{Page, PageEntry};
 use generation_proto::request::Scan;
-use generation_proto::{ReplyOptions, Status};
+use generation_proto::{Consistency, ReplyOptions, Status};
 
-use crate::dispatch::{Batch, Reader, Turn};
+use crate::dispatch::{Batch, Member, Reader, Turn};
+use crate::env::disk::Disk;
+use crate::group::{self, Group, Read, Refused, Token, What};
+use crate::raft::proposer::{Answer, Write};
+use crate::raft::replica::ReadError;
 use crate::replica::Replica;
 use crate::replies::{Origin, Replies};
 use crate::streams::Streams;
@@ -15,36 +23,432 @@ use crate::streams::Streams;
 /// are slower than one by one.
 const BATCH_FROM: usize = 4;
 
-impl Turn<'_, '_> {
+/// How long a client waits before it asks again who leads a shard, where nobody does.
+const LEADERLESS_RETRY: Duration = Duration::from_millis(50);
+
+/// How fresh what is read may be called.
+#[derive(Debug, Clone, Copy)]
+enum Freshness {
+    /// Every reader gets the newest.
+    Newest,
+    /// Readers get what they asked for, of at most this age in milliseconds.
+    AsAsked(u32),
+}
+
+impl<D: Disk> Turn<'_, '_, D> {
     /// Executes what the turn asks of one shard.
     pub(crate) fn execute(&mut self, shard: u16) {
         let mut batch = std::mem::take(&mut self.batches[usize::from(shard)]);
-        let Some(mut replica) = self.dispatch.replicas[usize::from(shard)].take() else {
-            return;
-        };
+        let place = &mut self.dispatch.members[usize::from(shard)];
+        let mut member = std::mem::replace(place, Member::Elsewhere);
+        match &mut member {
+            Member::Elsewhere => {}
+            Member::Alone(replica) => self.execute_alone(shard, replica, &mut batch),
+            Member::Group(group) => self.execute_in_group(shard, group, &mut batch),
+        }
+        batch.keys.clear();
+        batch.readers.clear();
+        self.dispatch.members[usize::from(shard)] = member;
+        self.batches[usize::from(shard)] = batch;
+    }
+
+    fn execute_alone(&mut self, shard: u16, replica: &mut Replica<Origin>, batch: &mut Batch<'_>) {
         if !batch.writes.is_empty() {
             self.dispatch.stats.writes += batch.writes.len() as u64;
             replica.propose(self.moment.now_ms, &mut batch.writes);
             replica.drain(|state, origin, outcome| {
-                write_reply(self.replies, self.streams, shard, state, origin, outcome);
+                let index = state.applied_index();
+                write_reply(self.replies, self.streams, shard, index, origin, outcome);
             });
         }
         if !batch.keys.is_empty() {
-            self.read(shard, &mut replica, &batch);
+            self.read(
+                shard,
+                replica.shard_mut(),
+                &batch.keys,
+                &batch.readers,
+                Freshness::Newest,
+            );
+            if !self.dispatch.late.is_empty() {
+                self.read_expired(shard, replica, batch);
+            }
         }
         for (reader, values, scan) in batch.pages.drain(..) {
-            self.read_page(shard, &mut replica, &reader, values, &scan);
+            if self.read_page(shard, replica.shard(), &reader, values, &scan) {
+                replica.propose_expiry(self.moment.now_ms, &[]);
+            }
         }
-        batch.keys.clear();
-        batch.readers.clear();
-        self.dispatch.replicas[usize::from(shard)] = Some(replica);
-        self.batches[usize::from(shard)] = batch;
     }
 
-    fn read(&mut self, shard: u16, replica: &mut Replica<Origin>, batch: &Batch<'_>) {
+    fn execute_in_group(&mut self, shard: u16, group: &mut Group<D>, batch: &mut Batch<'_>) {
+        let now = self.moment.now;
+        if !batch.writes.is_empty() {
+            self.propose(shard, group, batch);
+        }
+        let alone = group.replica().filter(|replica| replica.alone().is_some());
+        if let Some(replica) = alone {
+            if !batch.keys.is_empty() {
+                replica.machine().with(|machine| {
+                    let state = machine.shard_mut();
+                    self.read(shard, state, &batch.keys, &batch.readers, Freshness::Newest);
+                });
+                if !self.dispatch.late.is_empty() {
+                    let hashes = |keys: &[&[u8]], late: &[(usize, Version)]| {
+                        replica.machine().with(|machine| {
+                            let hash =
+                                |&(place, version): &(usize, Version)| (machine.shard().hash(keys[place]), version);
+                            late.iter().map(hash).collect::<Vec<_>>()
+                        })
+                    };
+                    let expired = hashes(&batch.keys, &self.dispatch.late);
+                    let late = self.dispatch.late.drain(..);
+                    let tokens = late.map(|(place, _)| Token::Expired(batch.readers[place].origin));
+                    let wake = group.wake();
+                    let (proposer, now_ms) = (&mut group.proposer, self.moment.now_ms);
+                    proposer.propose_expiry(&replica, now, now_ms, tokens.zip(expired), &wake);
+                }
+            }
+            for (reader, values, scan) in batch.pages.drain(..) {
+                let late = replica
+                    .machine()
+                    .with(|machine| self.read_page(shard, machine.shard(), &reader, values, &scan));
+                if late {
+                    self.expire_what_is_due(group);
+                }
+            }
+        } else {
+            for (key, reader) in batch.keys.iter().zip(&batch.readers) {
+                let payload = &self.incoming[reader.incoming as usize].frame.payload;
+                batch.lax.push(Read {
+                    origin: reader.origin,
+                    what: What::Entry(payload.slice_ref(key)),
+                    consistency: Consistency::Linearizable,
+                    deadline: self.incoming[reader.incoming as usize].deadline,
+                });
+            }
+            for (reader, values, scan) in batch.pages.drain(..) {
+                let payload = &self.incoming[reader.incoming as usize].frame.payload;
+                batch.lax.push(Read {
+                    origin: reader.origin,
+                    what: What::Page {
+                        values,
+                        limit: scan.limit,
+                        cursor: scan.cursor,
+                        prefix: payload.slice_ref(scan.prefix),
+                    },
+                    consistency: Consistency::Linearizable,
+                    deadline: self.incoming[reader.incoming as usize].deadline,
+                });
+            }
+        }
+        for read in batch.lax.drain(..) {
+            match group.read_now(now, read) {
+                Ok((read, age_ms)) => self.serve(shard, group, vec![read], Freshness::AsAsked(age_ms)),
+                Err(Some((read, refused))) => self.refuse(shard, read.origin, refused),
+                Err(None) => {}
+            }
+        }
+        group.confirm(now);
+        self.settle(shard, group);
+    }
+
+    /// Proposes the writes of a turn.
+    fn propose(&mut self, shard: u16, group: &mut Group<D>, batch: &mut Batch<'_>) {
+        let replica = match group.may_propose(self.moment.now) {
+            Ok(replica) => replica,
+            Err(refused) => {
+                for (origin, _) in batch.writes.drain(..) {
+                    self.refuse(shard, origin, refused);
+                }
+                return;
+            }
+        };
+        self.dispatch.stats.writes += batch.writes.len() as u64;
+        let writes = batch.writes.drain(..).map(|(origin, command)| Write {
+            token: Token::Write(origin),
+            command,
+            session: None,
+        });
+        let mut writes: Vec<Write<'_, Token>> = writes.collect();
+        let wake = group.wake();
+        let (now, now_ms) = (self.moment.now, self.moment.now_ms);
+        group.proposer.propose(&replica, now, now_ms, &mut writes, &wake);
+    }
+
+    /// Commits that shard time is the clock's: entries were met whose time is over.
+    fn expire_what_is_due(&mut self, group: &mut Group<D>) {
+        let Some(replica) = group.replica().filter(group::Replica::leads) else {
+            return;
+        };
+        let wake = group.wake();
+        let (now, now_ms) = (self.moment.now, self.moment.now_ms);
+        let nothing = std::iter::empty();
+        group.proposer.propose_expiry(&replica, now, now_ms, nothing, &wake);
+    }
+
+    /// Answers what earlier turns have asked, of every shard of which there is news.
+    pub(crate) fn news(&mut self) {
+        let Some(news) = &self.dispatch.news else { return };
+        let mut shards = std::mem::take(&mut self.dispatch.newsworthy);
+        news.take(&mut shards);
+        for (shard, group) in (0..)
+            .zip(&self.dispatch.members)
+            .filter_map(|(shard, member)| Some((shard, member.group()?)))
+        {
+            if !group.unserved.is_empty() && !shards.contains(&shard) {
+                shards.push(shard);
+            }
+        }
+        for shard in shards.drain(..) {
+            let place = &mut self.dispatch.members[usize::from(shard)];
+            let mut member = std::mem::replace(place, Member::Elsewhere);
+            if let Member::Group(group) = &mut member {
+                self.hear(shard, group);
+            }
+            self.dispatch.members[usize::from(shard)] = member;
+        }
+        self.dispatch.newsworthy = shards;
+    }
+
+    fn hear(&mut self, shard: u16, group: &mut Group<D>) {
+        let now = self.moment.now;
+        let unserved = std::mem::take(&mut group.unserved);
+        if !unserved.is_empty() {
+            // They were confirmed after they had come, which holds for any later state too.
+            self.serve(shard, group, unserved, Freshness::AsAsked(0));
+        }
+        match group.confirmed() {
+            None => {}
+            Some(group::Outcome::Fresh(at, reads)) => {
+                let age = now.saturating_duration_since(at).as_millis() as u32 + 1;
+                self.serve(shard, group, reads, Freshness::AsAsked(age));
+            }
+            Some(group::Outcome::Failed(error, reads)) => {
+                for read in reads {
+                    self.not_confirmed(shard, group, &read, error);
+                }
+            }
+        }
+        let (mut served, mut late) = (Vec::new(), Vec::new());
+        group.caught_up(now, &mut served, &mut late);
+        if !served.is_empty() {
+            self.serve(shard, group, served, Freshness::AsAsked(0));
+        }
+        for read in late {
+            self.too_stale(shard, read.origin, None);
+        }
+        group.confirm(now);
+        self.settle(shard, group);
+    }
+
+    fn not_confirmed(&mut self, shard: u16, group: &mut Group<D>, read: &Read, error: ReadError) {
+        let now = self.moment.now;
+        let replica = group.replica();
+        if matches!(read.consistency, Consistency::Stale { .. }) {
+            let applied = replica.and_then(|replica| replica.machine().applied());
+            let age = group.age(now, applied.map_or(0, |applied| applied.index));
+            return self.too_stale(shard, read.origin, age);
+        }
+        let refused = match (error, replica) {
+            (ReadError::NotLeader(_), Some(replica)) => group.not_leading(now, &replica),
+            (ReadError::NotLeader(_), None) => Refused::Leaderless,
+            (ReadError::NoQuorum | ReadError::Stopped, _) => Refused::NoQuorum,
+        };
+        self.refuse(shard, read.origin, refused);
+    }
+
+    /// Answers everything whose entry of the log has come to an end.
+    fn settle(&mut self, shard: u16, group: &mut Group<D>) {
+        let Some(replica) = group.replica() else { return };
+        let mut answers = Vec::new();
+        group
+            .proposer
+            .drain(&replica, self.moment.now, |token, answer| answers.push((token, answer)));
+        for (token, answer) in answers {
+            self.settled(shard, group, token, answer);
+        }
+    }
+
+    fn settled(&mut self, shard: u16, group: &mut Group<D>, token: Token, answer: Answer) {
+        let (origin, is_write) = match token {
+            Token::Write(origin) => (origin, true),
+            Token::Expired(origin) => (origin, false),
+        };
+        let now = self.moment.now;
+        match answer {
+            Answer::Applied { index, .. } if !is_write => {
+                let mut meta = self.replies.meta(Status::NotFound);
+                meta.shard = shard;
+                meta.index = index;
+                self.replies
+                    .reply(self.streams, origin, &meta, &ReplyOptions::default(), &[]);
+            }
+            Answer::Applied { index, reply } => match reply {
+                Reply::Outcome(outcome) => write_reply(self.replies, self.streams, shard, index, origin, outcome),
+                Reply::SessionExpired | Reply::SessionEnded | Reply::Acknowledged => {
+                    self.say(
+                        shard,
+                        origin,
+                        Status::SessionExpired,
+                        "the session is unknown or has expired",
+                    );
+                }
+                Reply::Busy => self.busy(origin),
+                Reply::SessionOpened | Reply::Configured | Reply::PolicyFixed | Reply::ReplicaId(_) => {
+                    self.say(shard, origin, Status::Internal, "an answer to another question");
+                }
+            },
+            Answer::NotProposed(_) => {
+                let replica = group.replica();
+                let refused = match replica {
+                    // It is the leader and took nothing: its queue is full.
+                    Some(replica) if replica.leads() => Refused::Busy,
+                    Some(replica) => group.not_leading(now, &replica),
+                    None => Refused::Leaderless,
+                };
+                self.refuse(shard, origin, refused);
+            }
+            // The protocol's limits are checked when a request is decoded and are not above those of a log entry.
+            Answer::Refused(error) => self.say(shard, origin, Status::ValueTooLarge, &error.to_string()),
+            Answer::InDoubt if is_write => {
+                let message = "the write was proposed, and what became of it is not known";
+                self.say(shard, origin, Status::InDoubt, message);
+            }
+            // Whether its expiry was committed or not: the read can be repeated.
+            Answer::InDoubt => self.refuse(shard, origin, Refused::NoQuorum),
+        }
+    }
+
+    fn say(&mut self, shard: u16, origin: Origin, status: Status, message: &str) {
+        let mut meta = self.replies.meta(status);
+        meta.shard = shard;
+        let options = ReplyOptions::message(message);
+        self.replies.reply(self.streams, origin, &meta, &options, &[]);
+    }
+
+    fn refuse(&mut self, shard: u16, origin: Origin, refused: Refused) {
+        let (status, message) = match refused {
+            Refused::Moved(moved) => {
+                let mut meta = self.replies.meta(Status::Moved);
+                meta.shard = shard;
+                let options = ReplyOptions {
+                    moved: Some(moved),
+                    ..ReplyOptions::message("another node leads the shard")
+                };
+                return self.replies.reply(self.streams, origin, &meta, &options, &[]);
+            }
+            Refused::Leaderless => {
+                self.dispatch.stats.requests_busy += 1;
+                let mut meta = self.replies.meta(Status::Busy);
+                meta.shard = shard;
+                let options = ReplyOptions {
+                    retry_after_ms: Some(LEADERLESS_RETRY.as_millis() as u32),
+                    ..ReplyOptions::message("the shard is electing its leader")
+                };
+                return self.replies.reply(self.streams, origin, &meta, &options, &[]);
+            }
+            Refused::Busy => return self.busy(origin),
+            Refused::NoQuorum => (Status::NoQuorum, "no majority of the shard's replicas answers"),
+            Refused::ReadOnly => (
+                Status::ReadOnly,
+                "the journal has no room until a snapshot has been taken, or the disk is full",
+            ),
+        };
+        self.say(shard, origin, status, message);
+    }
+
+    /// Serves reads that may be served.
+    fn serve(&mut self, shard: u16, group: &mut Group<D>, reads: Vec<Read>, freshness: Freshness) {
+        let Some(replica) = group.replica() else {
+            for read in reads {
+                self.refuse(shard, read.origin, Refused::Leaderless);
+            }
+            return;
+        };
+        let mut reads: Vec<Read> = reads
+            .into_iter()
+            .filter(|read| {
+                let late = self.is_late(read.deadline);
+                if late {
+                    self.late(read.origin);
+                }
+                !late
+            })
+            .collect();
+        let put_off = std::mem::take(&mut self.dispatch.put_off);
+        let mut expired = Vec::new();
+        let mut page_is_late = false;
+        replica.machine().with(|machine| {
+            let state = machine.shard_mut();
+            let (mut keys, mut readers): (Vec<&[u8]>, Vec<Reader>) = Default::default();
+            for (place, read) in reads.iter().enumerate() {
+                let reader = Reader {
+                    origin: read.origin,
+                    incoming: place as u32,
+                    consistency: read.consistency.code(),
+                };
+                match &read.what {
+                    What::Entry(key) => {
+                        keys.push(key);
+                        readers.push(reader);
+                    }
+                    What::Page {
+                        values,
+                        limit,
+                        cursor,
+                        prefix,
+                    } => {
+                        let scan = Scan {
+                            shard,
+                            limit: *limit,
+                            cursor: *cursor,
+                            prefix,
+                        };
+                        page_is_late |= self.read_page(shard, state, &reader, *values, &scan);
+                    }
+                }
+            }
+            self.read(shard, state, &keys, &readers, freshness);
+            for (place, version) in self.dispatch.late.drain(..) {
+                expired.push((readers[place].origin, (state.hash(keys[place]), version)));
+            }
+        });
+        let mut left = std::mem::replace(&mut self.dispatch.put_off, put_off);
+        left.sort_unstable();
+        for place in left.drain(..).rev() {
+            let read = reads.swap_remove(place as usize);
+            if let (What::Page { .. }, Origin::Stream { stream, .. }) = (&read.what, read.origin)
+                && let Some(stream) = self.streams.get(stream)
+            {
+                // It stays, and so it goes on counting.
+                stream.heavy += 1;
+            }
+            group.unserved.push(read);
+        }
+        if page_is_late {
+            self.expire_what_is_due(group);
+        }
+        if expired.is_empty() {
+            return;
+        }
+        if replica.leads() {
+            let wake = group.wake();
+            let expired = expired.into_iter().map(|(origin, what)| (Token::Expired(origin), what));
+            let (now, now_ms) = (self.moment.now, self.moment.now_ms);
+            group.proposer.propose_expiry(&replica, now, now_ms, expired, &wake);
+        } else {
+            // The leader's clock decides whether it is over.
+            for (origin, _) in expired {
+                let refused = group.not_leading(self.moment.now, &replica);
+                self.refuse(shard, origin, refused);
+            }
+        }
+    }
+
+    fn read(&mut self, shard: u16, state: &mut Shard, keys: &[&[u8]], readers: &[Reader], freshness: Freshness) {
         let mut meta = self.replies.meta(Status::Ok);
         meta.shard = shard;
-        meta.index = replica.shard().applied_index();
+        meta.index = state.applied_index();
         let now_ms = self.moment.now_ms;
         let (replies, streams, late, put_off, reads) = (
             &mut *self.replies,
@@ -53,8 +457,20 @@ impl Turn<'_, '_> {
             &mut self.dispatch.put_off,
             &mut self.dispatch.stats.reads,
         );
+        let stale = Consistency::Stale { max_age_ms: 0 }.code();
         let mut each = |place: usize, entry: Option<EntryRef<'_>>| {
-            let reader = &batch.readers[place];
+            let reader = &readers[place];
+            let mut options = ReplyOptions::default();
+            if reader.consistency != 0 {
+                let age_ms = match freshness {
+                    Freshness::Newest => 0,
+                    Freshness::AsAsked(age_ms) => age_ms,
+                };
+                options.age_ms = (reader.consistency == stale).then_some(age_ms);
+            }
+            if let Freshness::AsAsked(_) = freshness {
+                meta.consistency = reader.consistency;
+            }
             let done = match entry {
                 Some(entry) if entry.expires_at_ms != 0 && entry.expires_at_ms <= now_ms => {
                     late.push((place, entry.version));
@@ -63,17 +479,13 @@ impl Turn<'_, '_> {
                 Some(entry) => {
                     meta.status = Status::Ok.code();
                     meta.version = entry.version.get();
-                    let options = ReplyOptions {
-                        expires_at_ms: (entry.expires_at_ms != 0).then_some(entry.expires_at_ms),
-                        age_ms: reader.stale.then_some(0),
-                        ..ReplyOptions::default()
-                    };
+                    options.expires_at_ms = (entry.expires_at_ms != 0).then_some(entry.expires_at_ms);
                     replies.reply_read(streams, reader.origin, &meta, &options, entry.value)
                 }
                 None => {
                     meta.status = Status::NotFound.code();
                     meta.version = 0;
-                    replies.reply_read(streams, reader.origin, &meta, &ReplyOptions::default(), &[])
+                    replies.reply_read(streams, reader.origin, &meta, &options, &[])
                 }
             };
             if done {
@@ -82,16 +494,12 @@ impl Turn<'_, '_> {
                 put_off.push(reader.incoming);
             }
         };
-        let state = replica.shard_mut();
-        if batch.keys.len() < BATCH_FROM {
-            for (place, key) in batch.keys.iter().enumerate() {
+        if keys.len() < BATCH_FROM {
+            for (place, key) in keys.iter().enumerate() {
                 each(place, state.get(key));
             }
         } else {
-            state.get_batch(&batch.keys, each);
-        }
-        if !self.dispatch.late.is_empty() {
-            self.read_expired(shard, replica, batch);
+            state.get_batch(keys, each);
         }
     }
 
@@ -117,7 +525,8 @@ impl Turn<'_, '_> {
         self.dispatch.late = late;
     }
 
-    fn read_page(&mut self, shard: u16, replica: &mut Replica<Origin>, reader: &Reader, values: bool, scan: &Scan<'_>) {
+    /// Says whether entries were met whose time has come by the clock and not by shard time.
+    fn read_page(&mut self, shard: u16, state: &Shard, reader: &Reader, values: bool, scan: &Scan<'_>) -> bool {
         let limits = &self.dispatch.node_limits;
         // What a page holds beyond its budget of bytes, by its last entry, must still fit a frame.
         let most = self.dispatch.limits.max_frame_len() - FRAME_OVERHEAD / 2;
@@ -127,7 +536,6 @@ impl Turn<'_, '_> {
         let now_ms = self.moment.now_ms;
         let (mut count, mut late) = (0, false);
         let mut resume = None;
-        let state = replica.shard();
         let next = state.scan(
             Cursor::from(scan.cursor),
             scan.prefix,
@@ -154,9 +562,6 @@ impl Turn<'_, '_> {
                 }
             },
         );
-        if late {
-            replica.propose_expiry(now_ms, &[]);
-        }
         let next = resume.or(next);
         let head = Page {
             next: next.map_or(0, Cursor::get),
@@ -166,7 +571,7 @@ impl Turn<'_, '_> {
         page[..Page::LEN].copy_from_slice(&head.to_bytes());
         let mut meta = self.replies.meta(Status::Ok);
         meta.shard = shard;
-        meta.index = replica.shard().applied_index();
+        meta.index = state.applied_index();
         self.dispatch.stats.reads += u64::from(count);
         let page = std::mem::take(&mut self.dispatch.page);
         if !self
@@ -182,20 +587,14 @@ impl Turn<'_, '_> {
             self.dispatch.put_off.push(reader.incoming);
         }
         self.dispatch.page = page;
+        late
     }
 }
 
-fn write_reply(
-    replies: &mut Replies,
-    streams: &mut Streams,
-    shard: u16,
-    state: &Shard,
-    origin: Origin,
-    outcome: Outcome,
-) {
+fn write_reply(replies: &mut Replies, streams: &mut Streams, shard: u16, index: u64, origin: Origin, outcome: Outcome) {
     let mut meta = replies.meta(Status::Ok);
     meta.shard = shard;
-    meta.index = state.applied_index();
+    meta.index = index;
     let counter;
     let mut body: &[u8] = &[];
     let status = match outcome {

@@ -22,6 +22,7 @@ mod connections;
 mod dispatch;
 pub mod env;
 mod execute;
+mod group;
 pub mod mesh;
 pub mod peers;
 pub mod raft;

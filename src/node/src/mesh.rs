@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use generation_proto::Frame;
+use generation_proto::map::Shard;
 
 use crate::env::Datagram;
 
@@ -24,7 +25,12 @@ pub enum MeshMessage {
     Drained,
     /// What core 0 has found out about another node.
     Peer(PeerLiveness),
+    /// What has changed about shards of the sender.
+    Shards(Vec<ShardView>),
 }
+
+/// A shard by its number, as the core that owns it sees it: who leads, who belongs to it.
+pub type ShardView = (u16, Shard);
 
 /// What is known of another node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

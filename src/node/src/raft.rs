@@ -5,6 +5,7 @@
 //!
 //! Not here: what log entries mean (the engine), connections between nodes, which node holds which shard.
 
+pub mod joining;
 pub mod journal;
 pub mod machine;
 mod membership;
@@ -18,6 +19,7 @@ mod snapshot;
 mod testing;
 #[cfg(test)]
 mod tests;
+pub mod transport;
 pub mod types;
 mod wire;
 

@@ -1,19 +1,33 @@
 //! The core reactor: one loop, one turn after another.
 
+use std::rc::Rc;
 use std::time::Instant;
 
+use bytes::Bytes;
+use generation_engine::ShardConfig;
+use generation_engine::session::SessionLimits;
 use generation_proto::close_code;
 use generation_quic::{Driver, DriverConfig};
 
-use crate::config::CoreConfig;
+use crate::config::{CoreConfig, Replication};
 use crate::connections::{Connections, Context};
-use crate::dispatch::{Dispatch, Incoming, Moment, Source};
+use crate::dispatch::{Dispatch, Incoming, Moment, Source, owner};
+use crate::env::disk::Disk;
 use crate::env::{CoreId, Datagram, Env, Transmit};
+use crate::group::{Common, News};
 use crate::mesh::MeshMessage;
-use crate::peers::{Peers, Routed};
-use crate::raft::shards::ShardsError;
+use crate::peers::{Handler, Liveness, PeerId, Peers, Request, Routed};
+use crate::raft::joining::Placement;
+use crate::raft::journal::{Identity, JournalConfig};
+use crate::raft::machine::MachineConfig;
+use crate::raft::runtime::{Ambient, ambient, within};
+use crate::raft::shards::{Shards, ShardsConfig, ShardsError};
+use crate::raft::transport::PeerTransport;
 use crate::replies::Replies;
 use crate::streams::Streams;
+
+/// Bytes of a shard's log kept in memory for followers that are a little behind.
+const KEPT_BYTES: usize = 4 << 20;
 
 /// Trains of datagrams sent in one turn before what has arrived meanwhile is looked at.
 const TRAINS_PER_TURN: usize = 256;
@@ -32,7 +46,96 @@ pub type StartError = ShardsError;
 /// # Panics
 /// When `config` has no shards or more than the protocol allows, or the node has more than 256 cores.
 pub async fn open<E: Env>(env: E, config: CoreConfig, peers: Peers) -> Result<Core<E>, StartError> {
-    Ok(Core::new(env, config, peers))
+    let ambient = ambient(env.clone());
+    let groups = match &config.replication {
+        None => None,
+        Some(replication) => {
+            let opening = open_groups(&env, &config, replication, &peers, &ambient);
+            Some(within(Rc::clone(&ambient), opening).await?)
+        }
+    };
+    Ok(Core::new(env, config, peers, ambient, groups))
+}
+
+/// Opens the journal and starts what it has replicas of.
+async fn open_groups<E: Env>(
+    env: &E,
+    config: &CoreConfig,
+    replication: &Replication,
+    peers: &Peers,
+    ambient: &Rc<dyn Ambient>,
+) -> Result<Common<E::Disk>, StartError> {
+    let (core, cores) = (env.core(), env.cores());
+    let mut id = [0; 16];
+    env.fill_random(&mut id);
+    let transport = PeerTransport::new(peers.clone(), &config.peers.nodes);
+    let shards_config = ShardsConfig {
+        journal: JournalConfig {
+            identity: Identity {
+                cluster: replication.cluster,
+                journal: u128::from_le_bytes(id),
+                node: config.node,
+                core,
+                cores,
+                shards: config.shards,
+            },
+            segment_bytes: replication.segment_bytes,
+            segments: replication.segments,
+            kept_bytes: KEPT_BYTES,
+        },
+        durability: replication.durability,
+        snapshot_bytes: replication.snapshot_bytes,
+    };
+    let shards = Shards::open(Rc::clone(ambient), env.disk(), transport.clone(), shards_config).await?;
+    let placement = Rc::new(Placement {
+        node: config.node,
+        others: config.peers.nodes.iter().map(|node| node.id).collect(),
+        durability: replication.durability,
+        timing: replication.timing,
+    });
+    // Victims travel as hashes of their keys, so all replicas hash alike, and after a restart as before it.
+    let seed = [replication.cluster as u64, (replication.cluster >> 64) as u64];
+    for shard in (0..config.shards).filter(|&shard| owner(shard, cores) == core) {
+        let machine = MachineConfig {
+            cluster: replication.cluster,
+            shard: shard.into(),
+            epoch: config.epoch,
+            shard_config: ShardConfig { seed, ..config.shard },
+            sessions: SessionLimits::default(),
+            next_replica_id: 2,
+        };
+        shards.settle(Rc::clone(&placement), machine).await?;
+    }
+    peers.set_handler(Rc::new(Answering { shards: shards.clone() }));
+    let bell = env.clone();
+    Ok(Common {
+        node: config.node,
+        core,
+        epoch: config.epoch,
+        shards,
+        transport,
+        news: News::new(move || bell.wake()),
+        patience: replication.timing.election_max * 2,
+    })
+}
+
+/// Answers the other nodes.
+struct Answering<D: Disk> {
+    shards: Shards<D, PeerTransport>,
+}
+
+impl<D: Disk> Handler for Answering<D> {
+    fn request(&self, request: Request) {
+        let (shard, kind) = (request.shard, request.kind);
+        let (payload, answer) = request.into_answer();
+        let shards = self.shards.clone();
+        self.shards
+            .spawn(async move { answer.reply(shards.handle(shard, kind, payload).await) });
+    }
+
+    fn message(&self, _: PeerId, _: u16, _: u8, _: Bytes) {}
+
+    fn liveness(&self, _: u64, _: Liveness) {}
 }
 
 /// Runs one core of a node that is alone until it was asked to stop and has stopped.
@@ -58,6 +161,8 @@ pub async fn run_with_peers<E: Env>(env: E, config: CoreConfig, peers: Peers) {
 struct Stopping {
     /// When it ends, whatever is under way.
     deadline: Instant,
+    /// Leaderships are being handed over.
+    handed_over: bool,
     /// The other cores were told that nothing is asked of them any more.
     told: bool,
     /// How many other cores have told so.
@@ -80,14 +185,17 @@ macro_rules! context {
 }
 
 /// One core of a node.
-pub struct Core<E> {
+pub struct Core<E: Env> {
     env: E,
     driver: Driver,
     connections: Connections,
     streams: Streams,
     replies: Replies,
-    dispatch: Dispatch,
+    dispatch: Dispatch<E::Disk>,
     peers: Peers,
+    ambient: Rc<dyn Ambient>,
+    /// The replicas, if the node is replicated.
+    shards: Option<Shards<E::Disk, PeerTransport>>,
     config: CoreConfig,
     stopping: Option<Stopping>,
     /// Other cores that stopped before this one was asked to.
@@ -104,7 +212,12 @@ pub struct Core<E> {
 
 impl<E: Env> Core<E> {
     /// Serves until the node was asked to stop and has stopped: in-flight requests answered, connections closed.
-    pub async fn run(mut self) {
+    pub async fn run(self) {
+        // What openraft is asked in a turn asks for the environment.
+        within(Rc::clone(&self.ambient), self.turns()).await;
+    }
+
+    async fn turns(mut self) {
         let mut turns = 0;
         while !self.is_done() {
             let more = self.turn();
@@ -118,10 +231,19 @@ impl<E: Env> Core<E> {
                 self.env.yield_now().await;
             }
         }
+        if let Some(shards) = &self.shards {
+            shards.stop().await;
+        }
         self.last_words();
     }
 
-    fn new(env: E, config: CoreConfig, peers: Peers) -> Self {
+    fn new(
+        env: E,
+        config: CoreConfig,
+        peers: Peers,
+        ambient: Rc<dyn Ambient>,
+        groups: Option<Common<E::Disk>>,
+    ) -> Self {
         let mut seed = [0; 32];
         env.fill_random(&mut seed);
         let (core, cores) = (env.core(), env.cores());
@@ -139,7 +261,9 @@ impl<E: Env> Core<E> {
             connections: Connections::new(config.clone()),
             streams: Streams::default(),
             replies: Replies::new(cores, &config),
-            dispatch: Dispatch::new(&config, core, cores, peers.clone()),
+            dispatch: Dispatch::new(&config, core, cores, peers.clone(), groups.as_ref()),
+            shards: groups.map(|common| common.shards),
+            ambient,
             peers,
             stopping: None,
             early_drained: 0,
@@ -181,7 +305,8 @@ impl<E: Env> Core<E> {
         self.connections.tend(context!(self, now));
         if self.next_sweep <= now {
             self.next_sweep = now + self.config.node_limits.sweep_interval;
-            self.dispatch.sweep(now_ms);
+            self.dispatch.sweep(now, now_ms);
+            self.tell_of_shards();
         }
         more |= self.transmit(now);
         more | self.connections.has_readable()
@@ -195,6 +320,18 @@ impl<E: Env> Core<E> {
                 self.replies.post(core, MeshMessage::Peer(liveness));
             }
         })
+    }
+
+    /// Tells the other cores what has changed about this core's shards.
+    fn tell_of_shards(&mut self) {
+        let changed = self.dispatch.look();
+        if changed.is_empty() {
+            return;
+        }
+        let own = self.env.core();
+        for core in (0..self.env.cores()).filter(|&core| core != own) {
+            self.replies.post(core, MeshMessage::Shards(changed.clone()));
+        }
     }
 
     /// Takes datagrams off the socket. Says whether there may be more.
@@ -260,6 +397,7 @@ impl<E: Env> Core<E> {
                 }
                 MeshMessage::Replies(replies) => self.replies.answered(&mut self.streams, core, replies),
                 MeshMessage::Peer(liveness) => self.peers.liveness(now, &mut self.driver, liveness),
+                MeshMessage::Shards(views) => self.dispatch.told(views),
                 MeshMessage::Drained => {
                     if let Some(stopping) = &mut self.stopping {
                         stopping.others += 1;
@@ -276,7 +414,8 @@ impl<E: Env> Core<E> {
     fn execute(&mut self, now: Instant, now_ms: u64) {
         let limit = self.config.node_limits.requests_per_turn;
         self.connections.read(context!(self, now), &mut self.incoming, limit);
-        if self.incoming.is_empty() {
+        self.dispatch.expire(now);
+        if self.incoming.is_empty() && !self.dispatch.has_news() {
             return;
         }
         self.dispatch
@@ -326,6 +465,7 @@ impl<E: Env> Core<E> {
             self.driver.next_timeout(),
             self.connections.next_deadline(),
             self.peers.next_deadline(),
+            self.dispatch.next_deadline(),
             stop,
             Some(self.next_sweep),
         ]
@@ -343,11 +483,20 @@ impl<E: Env> Core<E> {
         let early = self.early_drained;
         let stopping = self.stopping.get_or_insert(Stopping {
             deadline,
+            handed_over: false,
             told: false,
             others: early,
             closing: false,
         });
         self.driver.refuse_new();
+        if let Some(shards) = self
+            .shards
+            .clone()
+            .filter(|_| !std::mem::replace(&mut stopping.handed_over, true))
+        {
+            let handing = shards.clone();
+            shards.spawn(async move { handing.hand_over().await });
+        }
         let late = stopping.deadline <= now;
         if !stopping.told && self.replies.is_idle() {
             stopping.told = true;
@@ -368,7 +517,7 @@ impl<E: Env> Core<E> {
     fn is_done(&self) -> bool {
         let Some(stopping) = &self.stopping else { return false };
         let late = stopping.deadline <= self.env.now();
-        let alone = stopping.others + 1 >= self.env.cores() && self.replies.is_idle();
+        let alone = stopping.others + 1 >= self.env.cores() && self.replies.is_idle() && self.dispatch.is_idle();
         stopping.closing && (late || (alone && self.connections.len() == 0 && self.connections.closing.is_empty()))
     }
 

@@ -6,7 +6,10 @@
 //! - `core.N.peer.M.*`: [`crate::peers::PeerStats`] of core `N` and the cores of node `M`.
 //! - `shard.N.*`: `records`, `max_records` (0: as many as the bytes allow), `used_bytes`, `budget_bytes`, `resident_bytes`,
 //!   `index_bytes`, `hits`, `misses`, `evictions`, `expirations`, `refused`, `index` (the log index applied), `time_ms` (shard
-//!   time), `core`, and `state_hash_high` and `state_hash_low`, the two halves of the state hash.
+//!   time), `core`, and `state_hash_high` and `state_hash_low`, the two halves of the state hash. Of a replica in a group, also
+//!   `replica` (its id), `term`, `leads` (0 or 1), `votes` (0 or 1), `log_index` (the last entry of its log), `snapshot_index` (the last
+//!   entry in its newest snapshot), `journal_bytes` (of the files with live entries of its log), `snapshotting` (0 or 1).
+//! - `node.durability_sync`, `node.journal_failed`: 0 or 1.
 
 use bytes::BytesMut;
 use generation_engine::Shard;
@@ -111,9 +114,8 @@ impl NodeStats {
 }
 
 /// The counters of a shard with their names' last parts.
-fn of_shard(shard: &Shard, core: u16) -> [(&'static str, u64); 16] {
+fn of_shard(shard: &Shard, core: u16, hash: u128) -> [(&'static str, u64); 16] {
     let stats = shard.stats();
-    let hash = shard.state_hash();
     [
         ("records", stats.records),
         ("max_records", stats.max_records.unwrap_or(0)),
@@ -134,13 +136,8 @@ fn of_shard(shard: &Shard, core: u16) -> [(&'static str, u64); 16] {
     ]
 }
 
-/// Appends the counters of one core and of its shards.
-pub(crate) fn encode_core<'a>(
-    core: u16,
-    stats: &NodeStats,
-    shards: impl Iterator<Item = (u16, &'a Shard)>,
-    out: &mut BytesMut,
-) {
+/// Appends the counters of one core.
+pub(crate) fn encode_core(core: u16, stats: &NodeStats, out: &mut BytesMut) {
     for (name, value) in NodeStats::NAMES.iter().zip(stats.values()) {
         Stat {
             name: &format!("core.{core}.{name}"),
@@ -148,14 +145,21 @@ pub(crate) fn encode_core<'a>(
         }
         .encode(out);
     }
-    for (number, shard) in shards {
-        for (name, value) in of_shard(shard, core) {
-            Stat {
-                name: &format!("shard.{number}.{name}"),
-                value,
-            }
-            .encode(out);
-        }
+}
+
+/// Appends the counters of a shard; `hash` is the digest of its state.
+pub(crate) fn encode_shard(number: u16, shard: &Shard, core: u16, hash: u128, out: &mut BytesMut) {
+    for (name, value) in of_shard(shard, core, hash) {
+        let name = &format!("shard.{number}.{name}");
+        Stat { name, value }.encode(out);
+    }
+}
+
+/// Appends more counters of a shard.
+pub(crate) fn encode_of_shard(number: u16, counters: &[(&str, u64)], out: &mut BytesMut) {
+    for &(name, value) in counters {
+        let name = &format!("shard.{number}.{name}");
+        Stat { name, value }.encode(out);
     }
 }
 

@@ -14,7 +14,7 @@ use generation_node::mesh::MeshMessage;
 use crate::disk::SimDisk;
 use crate::executor::Crashed;
 use crate::network::Host;
-use crate::points::Strike;
+use crate::points::{Kill, Strike};
 use crate::world::{TimerKey, World};
 
 /// How much later than its deadline a park ends: timers of real executors are late by some microseconds, never early.
@@ -26,6 +26,14 @@ pub struct SimEnv {
     pub(crate) world: Rc<RefCell<World>>,
     pub(crate) node: usize,
     pub(crate) core: CoreId,
+}
+
+impl SimEnv {
+    /// Ends the node, in the middle of whatever it does.
+    pub(crate) fn die(&self) -> ! {
+        self.world.borrow_mut().nodes[self.node].dying = Some(Kill::Process);
+        resume_unwind(Box::new(Crashed))
+    }
 }
 
 impl Env for SimEnv {

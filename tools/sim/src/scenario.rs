@@ -1,5 +1,6 @@
 //! What is run: a cluster, what its clients do, and what is done to it, all drawn from the seed.
 
+mod cluster;
 mod group;
 mod incidents;
 mod single;
@@ -36,6 +37,10 @@ pub const SCENARIOS: &[Scenario] = &[
     group::CRASHES,
     group::NETWORK,
     group::EVERYTHING,
+    cluster::CALM,
+    cluster::CRASHES,
+    cluster::NETWORK,
+    cluster::EVERYTHING,
 ];
 
 impl Scenario {

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,7 +14,9 @@ use bytes::BytesMut;
 use generation_engine::ShardConfig;
 use generation_node::env::CoreId;
 use generation_node::peers::{PeerLimits, PeerNode, Peers, PeersConfig};
-use generation_node::{CoreConfig, NodeLimits};
+use generation_node::raft::journal::OpenError;
+use generation_node::raft::replica::ReplicaError;
+use generation_node::{CoreConfig, NodeLimits, Replication, StartError};
 use generation_proto::{ALPN_CLIENT, ALPN_PEER};
 
 use crate::client::Client;
@@ -50,6 +53,8 @@ pub struct NodeSetup {
     pub uri: Option<String>,
     /// Bounds of what is under way with other nodes.
     pub peer_limits: PeerLimits,
+    /// How its shards are replicated, if they are.
+    pub replication: Option<Replication>,
 }
 
 impl Default for NodeSetup {
@@ -67,6 +72,7 @@ impl Default for NodeSetup {
             nodes: 0,
             uri: None,
             peer_limits: PeerLimits::default(),
+            replication: None,
         }
     }
 }
@@ -171,7 +177,18 @@ impl Sim {
             let peers = Peers::new(&env, &config);
             self.peers[node].push(peers.clone());
             let task = async move {
-                generation_node::run_with_peers(env, config, peers).await;
+                match generation_node::open(env.clone(), config, peers).await {
+                    Ok(core) => core.run().await,
+                    // The disk fails while it is being read: the node ends, and is started again.
+                    Err(StartError::Journal(OpenError::Io { .. }) | StartError::Directory(_)) => env.die(),
+                    Err(StartError::Replica(ReplicaError::Snapshots { error, .. }))
+                        if error.kind() != ErrorKind::InvalidData =>
+                    {
+                        env.die()
+                    }
+                    // Nothing that happens in a run makes what is on a disk unusable.
+                    Err(error) => panic!("node {}: {error}", env.node),
+                }
                 running.set(running.get() - 1);
             };
             self.executor.spawn(node, Box::pin(task));
@@ -197,8 +214,8 @@ impl Sim {
             node: id,
             addr: node_addr(node),
             shards: setup.shards,
-            epoch: incarnation,
-            replication: None,
+            epoch: if setup.replication.is_some() { 1 } else { incarnation },
+            replication: setup.replication.clone(),
             shard: setup.shard,
             limits: setup.limits,
             node_limits: setup.node_limits.clone(),

@@ -243,6 +243,7 @@ impl World {
             MeshMessage::Replies(replies) => (3, replies.bytes.len()),
             MeshMessage::Drained => (4, 0),
             MeshMessage::Peer(liveness) => (5, liveness.node as usize),
+            MeshMessage::Shards(views) => (6, views.len()),
         };
         self.note(&[u64::from(from), u64::from(to), kind, size as u64]);
     }

@@ -54,6 +54,9 @@ pub trait Transport: Clone + 'static {
         payload: Bytes,
         deadline: Instant,
     ) -> impl Future<Output = Result<Bytes, CallError>>;
+
+    /// Whether a node was heard of lately. A hint: it may be wrong either way.
+    fn is_alive(&self, node: u64) -> bool;
 }
 
 /// Makes connections to the other replicas of one shard.

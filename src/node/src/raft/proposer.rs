@@ -157,22 +157,23 @@ impl<K> Proposer<K> {
         self.send(replica, now_ms, batch, flight, room, wake);
     }
 
-    /// Proposes that the time of these entries has come.
+    /// Proposes that the time of these entries (by hash and version) has come. The tokens come back when that has been applied.
     pub fn propose_expiry<D: Disk, T: Transport>(
         &mut self,
         replica: &Replica<D, T>,
         now: Instant,
         now_ms: u64,
-        expired: &[(u64, Version)],
+        expired: impl Iterator<Item = (K, (u64, Version))>,
         wake: &Rc<dyn Fn()>,
     ) {
         let mut batch = BatchWriter::new();
-        for &(hash, version) in expired {
-            if batch.push(&Operation::from(Command::Expire { hash, version })).is_err() {
-                break;
+        let mut flight = self.flight(now);
+        for (token, (hash, version)) in expired {
+            match batch.push(&Operation::from(Command::Expire { hash, version })) {
+                Ok(ordinal) => flight.tokens.push((token, ordinal)),
+                Err(error) => self.answers.push((token, Answer::Refused(error))),
             }
         }
-        let flight = self.flight(now);
         self.send(replica, now_ms, batch, flight, (0, 0), wake);
     }
 

@@ -15,7 +15,7 @@
 //! Not here: requests and replies of clients, sessions of theirs, when a snapshot is due.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future as _;
 use std::io;
 use std::rc::Rc;
@@ -40,6 +40,9 @@ use super::snapshot::{Expected, Incoming};
 use super::types::{Callback, Commands, LogId, Place, ReplicaId, Replies, StoredMembership, Types, Vote};
 use super::wire::{self, Chunks, ChunksReply, ReadIndexReply, kind};
 use crate::env::disk::Disk;
+
+/// Entries that whom leadership is handed to may lack: it gets them with the request.
+const HEIR_LAG: u64 = 64;
 
 /// How patient replicas are with each other.
 #[derive(Debug, Clone, Copy)]
@@ -179,6 +182,17 @@ pub struct ReplicaStatus {
     pub state_hash: u128,
 }
 
+/// Who belongs to a group, as one of its replicas knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Members {
+    /// Those with a vote, on either side of a change.
+    pub voters: BTreeSet<ReplicaId>,
+    /// All, with where they live.
+    pub all: BTreeMap<ReplicaId, Place>,
+    /// Whether a change is under way.
+    pub changing: bool,
+}
+
 type Confirmed = Result<LogId, ReadError>;
 
 /// Reads waiting for a confirmation.
@@ -302,13 +316,22 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         Some(Leader { replica, place, term })
     }
 
+    /// The current term.
+    pub fn term(&self) -> u64 {
+        self.0.metrics.borrow_watched().vote.leader_id.term
+    }
+
+    /// Index of the last entry of its log.
+    pub fn last_index(&self) -> u64 {
+        self.0.raft.metrics().borrow_watched().last_log_index.unwrap_or(0)
+    }
+
     /// What is known of it.
     pub fn status(&self) -> ReplicaStatus {
         let leader = self.leader();
-        let term = self.0.metrics.borrow_watched().vote.leader_id.term;
         ReplicaStatus {
             id: self.0.config.id,
-            term,
+            term: self.term(),
             leads: self.leads(),
             leader,
             applied: self.0.machine.applied(),
@@ -363,6 +386,55 @@ impl<D: Disk, T: Transport> Replica<D, T> {
             && one(&metrics.committed_membership_config);
         let applied = self.0.machine.applied()?;
         (alone && applied.leader_id == metrics.vote.leader_id).then_some(applied)
+    }
+
+    /// The follower to hand leadership to: one whose node `is_fit`, with a vote, as far as this leader, or as good as; the one that is
+    /// furthest. `None` where there is none, this replica does not lead, or its group is changing.
+    pub fn heir(&self, is_fit: impl Fn(Place) -> bool) -> Option<ReplicaId> {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = &metrics.membership_config;
+        if metrics.state != ServerState::Leader || membership.membership().get_joint_config().len() != 1 {
+            return None;
+        }
+        let last = metrics.last_log_index.unwrap_or(0);
+        let own = self.0.config.id;
+        let fit = membership.voter_ids().filter_map(|id| {
+            let matched = metrics.replication.as_ref()?.get(&id)?.as_ref()?.index;
+            let place = *membership.get_node(&id)?;
+            (id != own && matched + HEIR_LAG >= last && is_fit(place)).then_some((matched, id))
+        });
+        fit.max().map(|(_, id)| id)
+    }
+
+    /// The members of its group: those with a vote, and all.
+    pub fn members(&self) -> Members {
+        let metrics = self.0.metrics.borrow_watched();
+        let membership = &metrics.membership_config;
+        Members {
+            voters: membership.voter_ids().collect(),
+            all: membership.nodes().map(|(id, place)| (*id, *place)).collect(),
+            changing: membership.membership().get_joint_config().len() > 1
+                || metrics.membership_config != metrics.committed_membership_config,
+        }
+    }
+
+    /// Whether a majority of those who vote live on nodes for which `is_alive` holds.
+    pub fn has_quorum(&self, is_alive: impl Fn(u64) -> bool) -> bool {
+        let metrics = self.0.metrics.borrow_watched();
+        let membership = &metrics.membership_config;
+        let own = self.0.config.id;
+        membership.membership().get_joint_config().iter().all(|voters| {
+            let alive = voters
+                .iter()
+                .filter(|id| **id == own || membership.get_node(id).is_some_and(|place| is_alive(place.node)));
+            alive.count() * 2 > voters.len()
+        })
+    }
+
+    /// What it was started with.
+    pub fn config(&self) -> &ReplicaConfig {
+        &self.0.config
     }
 
     /// Asks for a snapshot, unless one is being taken.

@@ -8,18 +8,22 @@
 //!
 //! Not here: which replicas a core has, what clients ask of them.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft_rt::AsyncRuntime as _;
 
-use super::journal::{Journal, JournalConfig, OpenError, Space};
+pub use super::journal::Space;
+use super::journal::{Journal, JournalConfig, OpenError};
 use super::network::Transport;
 use super::replica::{Replica, ReplicaConfig, ReplicaError};
 use super::runtime::{Ambient, Runtime, within};
+use super::types::ReplicaId;
 use super::wire;
 use crate::env::disk::Disk;
 
@@ -39,15 +43,13 @@ pub enum Durability {
     Memory,
 }
 
-/// What the replicas of a core are started with.
+/// What all replicas of a core have in common.
 #[derive(Debug, Clone)]
 pub struct ShardsConfig {
     /// The journal's place and size.
     pub journal: JournalConfig,
     /// What acknowledged means.
     pub durability: Durability,
-    /// The replicas.
-    pub replicas: Vec<ReplicaConfig>,
     /// Bytes of a shard's log in the journal after which a snapshot is taken.
     pub snapshot_bytes: u64,
 }
@@ -61,24 +63,24 @@ pub enum ShardsError {
     /// A replica.
     #[error(transparent)]
     Replica(#[from] ReplicaError),
-    /// The journal has a replica that this node is not configured to have.
-    #[error("the journal holds replica {replica} of shard {shard}, which this node is not configured to have")]
-    Unconfigured {
-        /// The shard.
-        shard: u32,
-        /// The replica.
-        replica: u64,
-    },
+    /// The directory.
+    #[error("cannot look through the core's directory: {0}")]
+    Directory(#[from] io::Error),
 }
 
-struct Inner<D: Disk, T> {
+pub(super) struct Inner<D: Disk, T> {
+    pub(super) ambient: Rc<dyn Ambient>,
+    pub(super) disk: D,
+    pub(super) transport: T,
     journal: Journal<D>,
-    replicas: BTreeMap<u16, Replica<D, T>>,
+    replicas: RefCell<BTreeMap<u16, Replica<D, T>>>,
+    /// Nodes that are being let in, by shard.
+    pub(super) admissions: RefCell<BTreeSet<(u16, u64)>>,
     snapshot_bytes: u64,
 }
 
 /// A core's replicas. Clones are the same.
-pub struct Shards<D: Disk, T>(Rc<Inner<D, T>>);
+pub struct Shards<D: Disk, T>(pub(super) Rc<Inner<D, T>>);
 
 impl<D: Disk, T> Clone for Shards<D, T> {
     fn clone(&self) -> Self {
@@ -95,8 +97,8 @@ impl<D: Disk, T> std::fmt::Debug for Shards<D, T> {
 }
 
 impl<D: Disk, T: Transport> Shards<D, T> {
-    /// Opens the journal and starts every replica with what it has of it.
-    pub async fn start(
+    /// Opens the journal. Replicas are [started](Shards::start) one by one.
+    pub async fn open(
         ambient: Rc<dyn Ambient>,
         disk: D,
         transport: T,
@@ -106,40 +108,62 @@ impl<D: Disk, T: Transport> Shards<D, T> {
             Durability::Sync => Journal::open(Rc::clone(&ambient), disk.clone(), config.journal).await?,
             Durability::Memory => Journal::memory(Rc::clone(&ambient), config.journal),
         };
-        for (shard, replica) in journal.replicas() {
-            let known = |config: &ReplicaConfig| (config.machine.shard, config.id) == (shard, replica);
-            if !config.replicas.iter().any(known) {
-                journal.stop();
-                return Err(ShardsError::Unconfigured { shard, replica });
-            }
-        }
-        let mut replicas = BTreeMap::new();
-        for config in config.replicas {
-            let shard = config.machine.shard as u16;
-            let replica = Replica::start(Rc::clone(&ambient), &journal, disk.clone(), transport.clone(), config);
-            replicas.insert(shard, replica.await?);
-        }
         let shards = Self(Rc::new(Inner {
+            ambient: Rc::clone(&ambient),
+            disk,
+            transport,
             journal,
-            replicas,
+            replicas: RefCell::default(),
+            admissions: RefCell::default(),
             snapshot_bytes: config.snapshot_bytes,
         }));
         let tending = shards.clone();
-        ambient.spawn(Box::pin(within(
-            Rc::clone(&ambient),
-            async move { tending.tend().await },
-        )));
+        shards.spawn(async move { tending.tend().await });
         Ok(shards)
     }
 
+    /// The replicas the journal has something of: shard and replica.
+    pub fn resident(&self) -> Vec<(u32, ReplicaId)> {
+        self.0.journal.replicas()
+    }
+
+    /// Starts a replica with what the journal and the disk have of it, in the place of another of its shard that was here.
+    pub async fn start(&self, config: ReplicaConfig) -> Result<Replica<D, T>, ReplicaError> {
+        let shard = config.machine.shard as u16;
+        let inner = &*self.0;
+        let (ambient, disk) = (Rc::clone(&inner.ambient), inner.disk.clone());
+        let replica = Replica::start(ambient, &inner.journal, disk, inner.transport.clone(), config).await?;
+        inner.replicas.borrow_mut().insert(shard, replica.clone());
+        Ok(replica)
+    }
+
+    /// Stops a shard's replica for good: it does not belong to the group any more.
+    pub async fn retire(&self, shard: u16) {
+        let replica = self.0.replicas.borrow_mut().remove(&shard);
+        if let Some(replica) = replica {
+            replica.stop().await;
+        }
+        self.0.journal.retire(u32::from(shard));
+    }
+
     /// The replica of a shard.
-    pub fn replica(&self, shard: u16) -> Option<&Replica<D, T>> {
-        self.0.replicas.get(&shard)
+    pub fn replica(&self, shard: u16) -> Option<Replica<D, T>> {
+        self.0.replicas.borrow().get(&shard).cloned()
     }
 
     /// All of them, by shard.
-    pub fn replicas(&self) -> impl Iterator<Item = (u16, &Replica<D, T>)> {
-        self.0.replicas.iter().map(|(shard, replica)| (*shard, replica))
+    pub fn replicas(&self) -> Vec<(u16, Replica<D, T>)> {
+        let replicas = self.0.replicas.borrow();
+        replicas
+            .iter()
+            .map(|(shard, replica)| (*shard, replica.clone()))
+            .collect()
+    }
+
+    /// Runs a task of these replicas' on their core.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        let ambient = &self.0.ambient;
+        ambient.spawn(Box::pin(within(Rc::clone(ambient), task)));
     }
 
     /// Whether the journal takes proposals.
@@ -159,6 +183,9 @@ impl<D: Disk, T: Transport> Shards<D, T> {
 
     /// Answers a request of another node's.
     pub async fn handle(&self, shard: u16, kind: u8, payload: Bytes) -> Bytes {
+        if kind == wire::kind::JOIN {
+            return self.join(shard, payload).await;
+        }
         match self.replica(shard) {
             Some(replica) => replica.handle(kind, payload).await,
             None => wire::reply(None::<&()>),
@@ -167,11 +194,21 @@ impl<D: Disk, T: Transport> Shards<D, T> {
 
     /// Stops the replicas, then the journal.
     pub async fn stop(&self) {
-        for replica in self.0.replicas.values() {
+        for (_, replica) in self.replicas() {
             // One that does not end has lost its journal.
             let _ = Runtime::timeout(FAREWELL, replica.stop()).await;
         }
         self.0.journal.stop();
+    }
+
+    /// Hands every leadership to a follower that is as far, where there is one.
+    pub async fn hand_over(&self) {
+        for (_, replica) in self.replicas() {
+            if let Some(heir) = replica.heir(|place| self.0.transport.is_alive(place.node)) {
+                // It may hang with the journal, or have stopped.
+                let _ = Runtime::timeout(FAREWELL, replica.raft().trigger().transfer_leader(heir)).await;
+            }
+        }
     }
 
     async fn tend(&self) {
@@ -181,19 +218,19 @@ impl<D: Disk, T: Transport> Shards<D, T> {
                 return;
             }
             if self.failure().is_some() {
-                return self.retire().await;
+                return self.withdraw().await;
             }
-            let replicas = &self.0.replicas;
+            let replicas = self.replicas();
             let busy = |shard: u32| {
-                let replica = replicas.get(&(shard as u16));
-                replica.is_none_or(|replica| replica.machine().is_building())
+                let replica = replicas.iter().find(|(number, _)| u32::from(*number) == shard);
+                replica.is_none_or(|(_, replica)| replica.machine().is_building())
             };
             if let Some(forced) = self.0.journal.forced_snapshot(busy)
-                && let Some(replica) = replicas.get(&(forced.shard as u16))
+                && let Some(replica) = self.replica(forced.shard as u16)
             {
                 replica.snapshot().await;
             }
-            for (shard, replica) in replicas {
+            for (shard, replica) in &replicas {
                 let applied = replica.machine().applied().map(|applied| applied.index);
                 let grown = self.0.journal.held_bytes(u32::from(*shard)) > self.0.snapshot_bytes;
                 if grown && applied > replica.machine().snapshot_index() {
@@ -204,24 +241,8 @@ impl<D: Disk, T: Transport> Shards<D, T> {
     }
 
     /// Hands leaderships over and stops, after a failure of the journal.
-    async fn retire(&self) {
-        for replica in self.0.replicas.values().filter(|replica| replica.leads()) {
-            let heir = replica
-                .raft()
-                .metrics()
-                .borrow_watched()
-                .replication
-                .as_ref()
-                .and_then(|followers| {
-                    let others = followers.iter().filter(|(id, _)| **id != *replica.raft().node_id());
-                    let best = others.max_by_key(|(_, matching)| **matching)?;
-                    Some(*best.0)
-                });
-            if let Some(heir) = heir {
-                // It may hang with the journal, or have stopped.
-                let _ = Runtime::timeout(FAREWELL, replica.raft().trigger().transfer_leader(heir)).await;
-            }
-        }
+    async fn withdraw(&self) {
+        self.hand_over().await;
         Runtime::sleep(FAREWELL).await;
         self.stop().await;
     }

@@ -28,6 +28,10 @@ impl Transport for Nobody {
     async fn call(&self, node: u64, _: u16, _: u8, _: Bytes, _: Instant) -> Result<Bytes, CallError> {
         Err(CallError::Unreachable(node))
     }
+
+    fn is_alive(&self, _: u64) -> bool {
+        false
+    }
 }
 
 type Alone = Replica<MemoryDisk, Nobody>;

@@ -12,6 +12,9 @@
 //!  5 Transfer      vote of the leader, u64 replica that shall lead, optional last log id
 //!  6 ReadIndex     nothing more
 //!
+//! join      0  u64  node that has nothing of the shard, or a replica without a vote. This is not to a replica: it may ask anybody
+//!           8  u64  its replica, 0 if it has none
+//!
 //! entry     0  u8   0 blank, 1 commands, 2 membership
 //!           1  log id
 //!          25  u32  length
@@ -23,6 +26,8 @@
 //!  4               u8 0 go on, u64 offset; 1 installed, vote
 //!  5               u8 0 accepted; 1 other vote: vote expected, vote found; 2 not flushed: optional log ids expected and found
 //!  6               u8 0 read at, log id; 1 no leader here: u8 1 if one is known, u64 replica, u64 node; 2 no quorum
+//!  7 Join          u8 0 nothing of the shard here; 1 this replica does not lead; 2 wait; 3 admitted under an id: u64 replica;
+//!                  4 it votes already; 5 there is no such replica
 //! ```
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
@@ -48,6 +53,8 @@ pub(crate) mod kind {
     pub(crate) const TRANSFER: u8 = 5;
     /// A follower asks up to where it must have applied to answer a read.
     pub(crate) const READ_INDEX: u8 = 6;
+    /// A node wants to have a replica, or its replica a vote.
+    pub(crate) const JOIN: u8 = 7;
 }
 
 /// Bytes that are no message of this protocol.
@@ -84,6 +91,31 @@ pub(crate) enum ReadIndexReply {
     NoQuorum,
 }
 
+/// Who wants to join a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Join {
+    pub(crate) node: u64,
+    /// 0: the node has none.
+    pub(crate) replica: ReplicaId,
+}
+
+/// What is said to that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum JoinReply {
+    /// This node has no replica of the shard either.
+    Blank,
+    /// There is a replica here, and it does not lead.
+    NotLeader,
+    /// It is being seen to.
+    Wait,
+    /// The node may start a replica of this id.
+    Admitted(ReplicaId),
+    /// The replica votes.
+    Member,
+    /// The group has no such replica.
+    Unknown,
+}
+
 /// A message that has a form on the wire.
 pub(crate) trait Wire: Sized {
     fn encode(&self, out: &mut BytesMut);
@@ -95,6 +127,13 @@ pub(crate) trait Wire: Sized {
 pub(crate) fn request(to: ReplicaId, message: &impl Wire) -> Bytes {
     let mut out = BytesMut::new();
     out.put_u64_le(to);
+    message.encode(&mut out);
+    out.freeze()
+}
+
+/// Encodes a message to a node, whichever replica is there.
+pub(crate) fn message(message: &impl Wire) -> Bytes {
+    let mut out = BytesMut::new();
     message.encode(&mut out);
     out.freeze()
 }
@@ -241,6 +280,47 @@ impl Wire for Entry {
             _ => return None,
         };
         Some(Entry { log_id, payload })
+    }
+}
+
+impl Wire for Join {
+    fn encode(&self, out: &mut BytesMut) {
+        out.put_u64_le(self.node);
+        out.put_u64_le(self.replica);
+    }
+
+    fn decode(input: &mut Bytes) -> Option<Self> {
+        let node = take_u64(input)?;
+        let replica = take_u64(input)?;
+        Some(Self { node, replica })
+    }
+}
+
+impl Wire for JoinReply {
+    fn encode(&self, out: &mut BytesMut) {
+        match self {
+            Self::Blank => out.put_u8(0),
+            Self::NotLeader => out.put_u8(1),
+            Self::Wait => out.put_u8(2),
+            Self::Admitted(replica) => {
+                out.put_u8(3);
+                out.put_u64_le(*replica);
+            }
+            Self::Member => out.put_u8(4),
+            Self::Unknown => out.put_u8(5),
+        }
+    }
+
+    fn decode(input: &mut Bytes) -> Option<Self> {
+        Some(match take_u8(input)? {
+            0 => Self::Blank,
+            1 => Self::NotLeader,
+            2 => Self::Wait,
+            3 => Self::Admitted(take_u64(input)?),
+            4 => Self::Member,
+            5 => Self::Unknown,
+            _ => return None,
+        })
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
-use std::panic::resume_unwind;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -19,9 +18,7 @@ use super::bus::Bus;
 use super::{GroupSetup, Shared, at, roll};
 use crate::disk::SimDisk;
 use crate::env::SimEnv;
-use crate::executor::Crashed;
 use crate::history::Event;
-use crate::points::Kill;
 
 /// How often a node is looked at.
 const LOOK: Duration = Duration::from_millis(25);
@@ -59,7 +56,7 @@ pub(super) async fn serve(env: SimEnv, shared: Rc<Shared>, start: u32) {
     let journal = match journal {
         Ok(journal) => journal,
         // The disk fails while it is being read: the node ends, and is started again.
-        Err(OpenError::Io { .. }) => die(&env),
+        Err(OpenError::Io { .. }) => env.die(),
         Err(error) => panic!("node {}: {error}", env.node),
     };
     let members = (0..nodes as u64)
@@ -101,7 +98,7 @@ pub(super) async fn serve(env: SimEnv, shared: Rc<Shared>, start: u32) {
         let replica = Replica::start(Rc::clone(&ambient), &journal, env.disk(), bus, config).await;
         replicas.shards.push(match replica {
             Ok(replica) => replica,
-            Err(ReplicaError::Snapshots { error, .. }) if error.kind() != ErrorKind::InvalidData => die(&env),
+            Err(ReplicaError::Snapshots { error, .. }) if error.kind() != ErrorKind::InvalidData => env.die(),
             Err(error) => panic!("node {}: {error}", env.node),
         });
     }
@@ -114,17 +111,11 @@ pub(super) async fn serve(env: SimEnv, shared: Rc<Shared>, start: u32) {
     }
 }
 
-/// Ends the node, in the middle of whatever it does.
-fn die(env: &SimEnv) -> ! {
-    env.world.borrow_mut().nodes[env.node].dying = Some(Kill::Process);
-    resume_unwind(Box::new(Crashed))
-}
-
 /// Notes how the replicas see the world, and does what the core of a node would do.
 fn look(env: &SimEnv, shared: &Rc<Shared>, replicas: &Rc<Replicas>, start: u32, seen: &mut [Option<(u64, u64, bool)>]) {
     if replicas.journal.failure().is_some() {
         // A journal that failed acknowledges nothing; the node is restarted.
-        die(env);
+        env.die();
     }
     let building = |shard: u32| replicas.shards[shard as usize].machine().is_building();
     let mut due = replicas

@@ -51,22 +51,7 @@ pub(super) const EVERYTHING: Scenario = Scenario {
     about: "replicas with every fault there is, full and failing disks included",
     plan: |dice| {
         let nodes = 3 + 2 * dice.below(2) as usize;
-        let kinds = [
-            kill,
-            kill,
-            ambushes,
-            slow_disk,
-            freeze,
-            partition,
-            one_way,
-            slow_link,
-            storm_of,
-            clock,
-            drift,
-            full_disk,
-            failed_sync,
-        ];
-        with_incidents(dice, nodes, &kinds)
+        with_incidents(dice, nodes, ALL)
     },
 };
 
@@ -110,28 +95,51 @@ fn calm(dice: &mut Dice, nodes: usize) -> Plan {
     }
 }
 
+/// Every kind there is, machines that die twice as likely as others.
+pub(super) const ALL: &[Draw] = &[
+    kill,
+    kill,
+    ambushes,
+    slow_disk,
+    freeze,
+    partition,
+    one_way,
+    slow_link,
+    storm_of,
+    clock,
+    drift,
+    full_disk,
+    failed_sync,
+];
+
 /// Draws an incident among so many machines, of which so many hold replicas.
-type Draw = fn(&mut Dice, usize, usize) -> IncidentKind;
+pub(super) type Draw = fn(&mut Dice, usize, usize) -> IncidentKind;
 
 fn with_incidents(dice: &mut Dice, nodes: usize, kinds: &[Draw]) -> Plan {
     let mut plan = calm(dice, nodes);
+    let machines = nodes + plan.group.map_or(0, |group| group.clients);
+    add_incidents(&mut plan, dice, kinds, machines);
+    plan
+}
+
+/// Makes the network worse, and has things happen.
+pub(super) fn add_incidents(plan: &mut Plan, dice: &mut Dice, kinds: &[Draw], machines: usize) {
+    let nodes = plan.nodes;
     plan.weather.loss_per_mille = dice.below(20);
     plan.weather.tail_per_mille = dice.below(30);
     plan.weather.tail = Duration::from_millis(dice.below(400));
-    let machines = nodes + plan.group.map_or(0, |group| group.clients);
     let count = 2 + dice.below(14);
-    plan.incidents = draw(dice, count, CALM_AT, |dice| {
+    plan.incidents = draw(dice, count, plan.calm, |dice| {
         let kind = kinds[dice.below(kinds.len() as u64) as usize];
         kind(dice, nodes, machines)
     });
-    plan
 }
 
 fn any(dice: &mut Dice, nodes: usize) -> usize {
     dice.below(nodes as u64) as usize
 }
 
-fn kill(dice: &mut Dice, nodes: usize, _: usize) -> IncidentKind {
+pub(super) fn kill(dice: &mut Dice, nodes: usize, _: usize) -> IncidentKind {
     let how = any_kill(dice);
     let victims = match dice.below(10) {
         0..6 => vec![any(dice, nodes)],
@@ -141,54 +149,54 @@ fn kill(dice: &mut Dice, nodes: usize, _: usize) -> IncidentKind {
     IncidentKind::Kill(victims, how)
 }
 
-fn ambushes(dice: &mut Dice, _: usize, _: usize) -> IncidentKind {
+pub(super) fn ambushes(dice: &mut Dice, _: usize, _: usize) -> IncidentKind {
     IncidentKind::Ambushes {
         per_million: 100 + dice.below(20_000),
     }
 }
 
-fn freeze(dice: &mut Dice, nodes: usize, _: usize) -> IncidentKind {
+pub(super) fn freeze(dice: &mut Dice, nodes: usize, _: usize) -> IncidentKind {
     IncidentKind::Freeze {
         node: any(dice, nodes),
         clock_stops: dice.chance(500),
     }
 }
 
-fn partition(dice: &mut Dice, _: usize, machines: usize) -> IncidentKind {
+pub(super) fn partition(dice: &mut Dice, _: usize, machines: usize) -> IncidentKind {
     let (one, other) = split(dice, machines, 0);
     IncidentKind::Partition(one, other)
 }
 
-fn one_way(dice: &mut Dice, _: usize, machines: usize) -> IncidentKind {
+pub(super) fn one_way(dice: &mut Dice, _: usize, machines: usize) -> IncidentKind {
     let (one, other) = split(dice, machines, 0);
     IncidentKind::OneWay(one, other)
 }
 
-fn slow_link(dice: &mut Dice, nodes: usize, machines: usize) -> IncidentKind {
+pub(super) fn slow_link(dice: &mut Dice, nodes: usize, machines: usize) -> IncidentKind {
     let from = Host::Node(any(dice, nodes));
     let to = (0..machines).map(Host::Node).filter(|to| *to != from).collect();
     IncidentKind::SlowLink(vec![from], to, Duration::from_millis(dice.below(800)))
 }
 
-fn storm_of(dice: &mut Dice, _: usize, _: usize) -> IncidentKind {
+pub(super) fn storm_of(dice: &mut Dice, _: usize, _: usize) -> IncidentKind {
     storm(dice)
 }
 
-fn clock(dice: &mut Dice, nodes: usize, _: usize) -> IncidentKind {
+pub(super) fn clock(dice: &mut Dice, nodes: usize, _: usize) -> IncidentKind {
     IncidentKind::Clock {
         node: any(dice, nodes),
         by_ms: dice.below(20_000).cast_signed() - 10_000,
     }
 }
 
-fn drift(dice: &mut Dice, nodes: usize, _: usize) -> IncidentKind {
+pub(super) fn drift(dice: &mut Dice, nodes: usize, _: usize) -> IncidentKind {
     IncidentKind::Drift {
         node: any(dice, nodes),
         ppm: dice.below(200_000).cast_signed() - 100_000,
     }
 }
 
-fn slow_disk(dice: &mut Dice, nodes: usize, _: usize) -> IncidentKind {
+pub(super) fn slow_disk(dice: &mut Dice, nodes: usize, _: usize) -> IncidentKind {
     IncidentKind::SlowDisk {
         node: any(dice, nodes),
         stall: Duration::from_millis(dice.below(500)),

@@ -99,6 +99,10 @@ impl Transport for Calls {
         env.sleep_until(env.now() + back).await;
         Ok(reply)
     }
+
+    fn is_alive(&self, _: u64) -> bool {
+        true
+    }
 }
 
 /// A node: its journal, its replicas, and what they need from time to time.
@@ -127,22 +131,21 @@ pub(crate) async fn serve(
     let config = ShardsConfig {
         journal,
         durability: Durability::Sync,
-        replicas: (0..SHARDS).map(replica).collect(),
         snapshot_bytes: 512 << 10,
     };
-    let shards = Shards::start(current(), env.disk(), calls, config).await.unwrap();
+    let shards = Shards::open(current(), env.disk(), calls, config).await.unwrap();
+    for shard in 0..SHARDS {
+        shards.start(replica(shard)).await.unwrap();
+    }
     {
         let mut hub = hub.borrow_mut();
-        hub.replicas[node] = shards
-            .replicas()
-            .map(|(shard, replica)| (shard, replica.clone()))
-            .collect();
+        hub.replicas[node] = shards.replicas().into_iter().collect();
         hub.journals[node] = Some(shards.journal().clone());
     }
     loop {
         env.sleep_until(env.now() + Duration::from_millis(50)).await;
         for (_, replica) in shards.replicas() {
-            each(replica);
+            each(&replica);
         }
     }
 }

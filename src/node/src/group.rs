@@ -1,0 +1,439 @@
+//! A shard of this core whose replica belongs to a Raft group: what waits for the group to decide, and for whom.
+//!
+//! ```text
+//! writes of a turn ─▶ leads? room? a majority alive? ─▶ proposer ─▶ … ─▶ outcomes by token ─▶ replies
+//! reads of a turn  ─▶ waiting ─▶ one confirmation ─▶ ready ─▶ the state ─▶ replies
+//! ```
+//!
+//! # What holds
+//! - Whoever reads is answered within the patience of the replica, twice its longest election time-out, whatever happens to the group;
+//!   whoever writes, within [`WRITE_PATIENCE`].
+//! - `Moved`, `Busy`, `ReadOnly` and `NoQuorum` are answers to what was not proposed.
+//! - A read waits for a confirmation that begins after the read has arrived. One that asks for less is served as soon as the state
+//!   here is as fresh as it wants.
+//!
+//! Not here: how replies are encoded, and which requests there are.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use generation_proto::Consistency;
+use generation_proto::map::{Replica as MapReplica, Shard as MapShard};
+use generation_proto::options::Moved;
+
+use crate::env::disk::Disk;
+use crate::raft::network::Transport as _;
+use crate::raft::proposer::Proposer;
+use crate::raft::replica::{self, Leader, ReadError};
+use crate::raft::shards::{Shards, Space};
+use crate::raft::transport::PeerTransport;
+use crate::raft::types::LogId;
+use crate::replies::Origin;
+use crate::stats;
+
+/// Log entries of a shard proposed and not answered, above which writes are `Busy`.
+const ENTRIES_IN_FLIGHT: usize = 256;
+
+/// How long a proposal may take before it is in doubt: far longer than any election, for disks that stall.
+const WRITE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Reads of a shard that wait, above which more are `Busy`.
+const READS_WAITING: usize = 16_384;
+
+/// A replica as this core uses it.
+pub(crate) type Replica<D> = replica::Replica<D, PeerTransport>;
+
+/// Which shards have news for the reactor, and how it is woken.
+pub(crate) struct News {
+    shards: RefCell<Vec<u16>>,
+    wake: Box<dyn Fn()>,
+}
+
+impl News {
+    pub(crate) fn new(wake: impl Fn() + 'static) -> Rc<Self> {
+        Rc::new(Self {
+            shards: RefCell::default(),
+            wake: Box::new(wake),
+        })
+    }
+
+    fn tell(&self, shard: u16) {
+        let mut shards = self.shards.borrow_mut();
+        if !shards.contains(&shard) {
+            shards.push(shard);
+        }
+        drop(shards);
+        (self.wake)();
+    }
+
+    /// Takes the shards there are news of.
+    pub(crate) fn take(&self, into: &mut Vec<u16>) {
+        into.append(&mut self.shards.borrow_mut());
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.shards.borrow().is_empty()
+    }
+}
+
+/// Who waits for an entry of the log.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Token {
+    /// Whoever asked for a write.
+    Write(Origin),
+    /// Whoever asked for an entry whose time has come, and is told that it is absent when no replica can serve it any more.
+    Expired(Origin),
+}
+
+/// What is to be read.
+#[derive(Debug, Clone)]
+pub(crate) enum What {
+    Entry(Bytes),
+    Page {
+        values: bool,
+        limit: u32,
+        cursor: u64,
+        prefix: Bytes,
+    },
+}
+
+/// A read that outlives its turn.
+#[derive(Debug, Clone)]
+pub(crate) struct Read {
+    pub(crate) origin: Origin,
+    pub(crate) what: What,
+    pub(crate) consistency: Consistency,
+    /// From when on it is too late.
+    pub(crate) deadline: Option<Instant>,
+}
+
+/// A read that waits until this replica has applied an entry.
+#[derive(Debug)]
+struct Behind {
+    index: u64,
+    until: Instant,
+    read: Read,
+}
+
+/// What a confirmation came to.
+type Confirmed = Rc<RefCell<Option<Result<LogId, ReadError>>>>;
+
+/// Why a request cannot be proposed here now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    Moved(Moved),
+    /// Nobody leads at the moment, for not so long that it is worrying.
+    Leaderless,
+    NoQuorum,
+    Busy,
+    ReadOnly,
+}
+
+/// What became of a read that had to be confirmed.
+pub(crate) enum Outcome {
+    /// It may be served, from a state that was the newest at that instant.
+    Fresh(Instant, Vec<Read>),
+    /// It cannot.
+    Failed(ReadError, Vec<Read>),
+}
+
+/// A shard of this core with a replica in a group.
+pub(crate) struct Group<D: Disk> {
+    shard: u16,
+    node: u64,
+    core: u16,
+    epoch: u32,
+    shards: Shards<D, PeerTransport>,
+    transport: PeerTransport,
+    pub(crate) proposer: Proposer<Token>,
+    news: Rc<News>,
+    wake: Rc<dyn Fn()>,
+    patience: Duration,
+    /// Since when nobody has led, as far as it is known here.
+    leaderless_since: Option<Instant>,
+    waiting: Vec<Read>,
+    /// The reads whose confirmation is under way, with when it was asked for.
+    asked: Option<(Instant, Vec<Read>)>,
+    confirmed: Confirmed,
+    /// When the state at an index was the newest there was.
+    fresh: Option<(Instant, u64)>,
+    behind: Vec<Behind>,
+    /// Reads that may be served, and whose replies have not found room yet.
+    pub(crate) unserved: Vec<Read>,
+}
+
+impl<D: Disk> std::fmt::Debug for Group<D> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Group")
+            .field("shard", &self.shard)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the groups of a core have in common.
+pub(crate) struct Common<D: Disk> {
+    pub(crate) node: u64,
+    pub(crate) core: u16,
+    pub(crate) epoch: u32,
+    pub(crate) shards: Shards<D, PeerTransport>,
+    pub(crate) transport: PeerTransport,
+    pub(crate) news: Rc<News>,
+    pub(crate) patience: Duration,
+}
+
+impl<D: Disk> Group<D> {
+    pub(crate) fn new(shard: u16, common: &Common<D>) -> Self {
+        let news = Rc::clone(&common.news);
+        let wake = move || news.tell(shard);
+        Self {
+            shard,
+            node: common.node,
+            core: common.core,
+            epoch: common.epoch,
+            shards: common.shards.clone(),
+            transport: common.transport.clone(),
+            proposer: Proposer::new(WRITE_PATIENCE),
+            news: Rc::clone(&common.news),
+            wake: Rc::new(wake),
+            patience: common.patience,
+            leaderless_since: None,
+            waiting: Vec::new(),
+            asked: None,
+            confirmed: Confirmed::default(),
+            fresh: None,
+            behind: Vec::new(),
+            unserved: Vec::new(),
+        }
+    }
+
+    /// The replica, unless this node has not been let in yet.
+    pub(crate) fn replica(&self) -> Option<Replica<D>> {
+        self.shards.replica(self.shard)
+    }
+
+    /// What has the reactor come back to this shard.
+    pub(crate) fn wake(&self) -> Rc<dyn Fn()> {
+        Rc::clone(&self.wake)
+    }
+
+    /// Has the reactor come back to this shard in its next turn.
+    pub(crate) fn come_back(&self) {
+        self.news.tell(self.shard);
+    }
+
+    /// Whether nobody waits for anything.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.proposer.in_flight() == 0
+            && self.waiting.is_empty()
+            && self.asked.is_none()
+            && self.behind.is_empty()
+            && self.unserved.is_empty()
+    }
+
+    /// Where a leader is, in the words of the protocol.
+    pub(crate) fn moved(&self, leader: &Leader) -> Moved {
+        let node = leader.place.node;
+        let core = if node == self.node {
+            self.core
+        } else {
+            self.transport.at(node, self.shard).map_or(0, |peer| peer.core)
+        };
+        Moved {
+            epoch: self.epoch,
+            term: leader.term,
+            leader: node,
+            core,
+        }
+    }
+
+    /// Whether a write may be proposed.
+    pub(crate) fn may_propose(&mut self, now: Instant) -> Result<Replica<D>, Refused> {
+        let Some(replica) = self.replica() else {
+            return Err(self.leaderless(now));
+        };
+        if !replica.leads() {
+            return Err(self.not_leading(now, &replica));
+        }
+        self.leaderless_since = None;
+        if self.shards.failure().is_some() || !replica.has_quorum(|node| self.transport.is_alive(node)) {
+            return Err(Refused::NoQuorum);
+        }
+        if self.shards.space() == Space::Low {
+            return Err(Refused::ReadOnly);
+        }
+        if self.proposer.in_flight() >= ENTRIES_IN_FLIGHT {
+            return Err(Refused::Busy);
+        }
+        Ok(replica)
+    }
+
+    /// What to say when this replica does not lead.
+    pub(crate) fn not_leading(&mut self, now: Instant, replica: &Replica<D>) -> Refused {
+        match replica.leader() {
+            Some(leader) if leader.place.node != self.node && self.transport.is_alive(leader.place.node) => {
+                self.leaderless_since = None;
+                Refused::Moved(self.moved(&leader))
+            }
+            _ => self.leaderless(now),
+        }
+    }
+
+    fn leaderless(&mut self, now: Instant) -> Refused {
+        let since = *self.leaderless_since.get_or_insert(now);
+        if now.saturating_duration_since(since) < self.patience {
+            Refused::Leaderless
+        } else {
+            Refused::NoQuorum
+        }
+    }
+
+    /// Whether a read that arrives now may be served at once, and how old what it reads may be, in milliseconds. Otherwise it waits.
+    pub(crate) fn read_now(&mut self, now: Instant, read: Read) -> Result<(Read, u32), Option<(Read, Refused)>> {
+        let Some(replica) = self.replica() else {
+            let refused = self.leaderless(now);
+            return Err(Some((read, refused)));
+        };
+        if self.waiting.len() + self.behind.len() >= READS_WAITING {
+            return Err(Some((read, Refused::Busy)));
+        }
+        let applied = replica.machine().applied().map_or(0, |applied| applied.index);
+        match read.consistency {
+            Consistency::Session { epoch, index, .. } => {
+                if (epoch, index) <= (self.epoch, applied) {
+                    return Ok((read, 0));
+                }
+                self.wait_for(&replica, now, index, read);
+            }
+            Consistency::Stale { max_age_ms } => {
+                if replica.alone().is_some() {
+                    return Ok((read, 0));
+                }
+                if let Some(age) = self.age(now, applied)
+                    && age <= Duration::from_millis(max_age_ms.into())
+                {
+                    // Rounded up: never younger than it is.
+                    return Ok((read, age.as_millis() as u32 + 1));
+                }
+                self.waiting.push(read);
+            }
+            Consistency::Linearizable => self.waiting.push(read),
+        }
+        Err(None)
+    }
+
+    /// For how long what has been applied here may not have been the newest.
+    pub(crate) fn age(&self, now: Instant, applied: u64) -> Option<Duration> {
+        let (at, index) = self.fresh?;
+        (applied >= index).then(|| now.saturating_duration_since(at))
+    }
+
+    fn wait_for(&mut self, replica: &Replica<D>, now: Instant, index: u64, read: Read) {
+        let reached = replica.machine().reached(index);
+        let wake = self.wake();
+        self.shards.spawn(async move {
+            // Lost with the replica, which the deadline sees to.
+            let _ = reached.await;
+            wake();
+        });
+        let until = now + self.patience;
+        self.behind.push(Behind { index, until, read });
+    }
+
+    /// Asks for a confirmation for all that wait for one, unless one is under way.
+    pub(crate) fn confirm(&mut self, now: Instant) {
+        if self.waiting.is_empty() || self.asked.is_some() {
+            return;
+        }
+        let Some(replica) = self.replica() else { return };
+        self.asked = Some((now, std::mem::take(&mut self.waiting)));
+        let (confirmed, wake) = (Rc::clone(&self.confirmed), self.wake());
+        self.shards.spawn(async move {
+            let result = replica.linearize().await;
+            confirmed.replace(Some(result));
+            wake();
+        });
+    }
+
+    /// What became of the reads whose confirmation was under way.
+    pub(crate) fn confirmed(&mut self) -> Option<Outcome> {
+        let result = self.confirmed.take()?;
+        let (at, reads) = self.asked.take()?;
+        Some(match result {
+            Ok(log_id) => {
+                self.fresh = Some((at, log_id.index));
+                Outcome::Fresh(at, reads)
+            }
+            Err(error) => Outcome::Failed(error, reads),
+        })
+    }
+
+    /// Takes the reads whose entry has been applied into `served`, and those that have waited too long into `late`.
+    pub(crate) fn caught_up(&mut self, now: Instant, served: &mut Vec<Read>, late: &mut Vec<Read>) {
+        if self.behind.is_empty() {
+            return;
+        }
+        let applied = self
+            .replica()
+            .and_then(|replica| replica.machine().applied())
+            .map_or(0, |applied| applied.index);
+        for behind in std::mem::take(&mut self.behind) {
+            if behind.index <= applied {
+                served.push(behind.read);
+            } else if behind.until <= now {
+                late.push(behind.read);
+            } else {
+                self.behind.push(behind);
+            }
+        }
+    }
+
+    /// The shard as the map shows it.
+    pub(crate) fn view(&self) -> Option<MapShard> {
+        let replica = self.replica()?;
+        let leader = replica.leader();
+        let moved = leader.map(|leader| self.moved(&leader));
+        let at = |node| {
+            if node == self.node {
+                return self.core;
+            }
+            self.transport.at(node, self.shard).map_or(0, |peer| peer.core)
+        };
+        let members = replica.members();
+        let replicas = members.all.iter().map(|(id, place)| MapReplica {
+            id: *id,
+            node: place.node,
+            core: at(place.node),
+        });
+        Some(MapShard {
+            epoch: self.epoch,
+            term: replica.term(),
+            leader: moved.map_or(0, |moved| moved.leader),
+            replicas: replicas.collect(),
+        })
+    }
+
+    /// Appends what is to be known of the replica, beside the state.
+    pub(crate) fn encode_stats(&self, out: &mut BytesMut) {
+        let Some(replica) = self.replica() else { return };
+        let status = replica.status();
+        let counters = [
+            ("replica", status.id),
+            ("term", status.term),
+            ("leads", u64::from(status.leads)),
+            ("votes", u64::from(replica.votes())),
+            ("log_index", replica.last_index()),
+            ("snapshot_index", status.snapshot.unwrap_or(0)),
+            ("journal_bytes", self.shards.journal().held_bytes(u32::from(self.shard))),
+            ("snapshotting", u64::from(replica.machine().is_building())),
+        ];
+        stats::encode_of_shard(self.shard, &counters, out);
+    }
+
+    /// When something that waits is to be given up, at the latest.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let behind = self.behind.iter().map(|behind| behind.until).min();
+        [self.proposer.next_deadline(), behind].into_iter().flatten().min()
+    }
+}
