@@ -24,6 +24,7 @@ use generation_proto::map::{Replica as MapReplica, Shard as MapShard};
 use generation_proto::options::Moved;
 
 use crate::env::disk::Disk;
+use crate::quiescer::Quiescer;
 use crate::raft::network::Transport as _;
 use crate::raft::proposer::Proposer;
 use crate::raft::replica::{self, Leader, ReadError};
@@ -147,6 +148,7 @@ pub(crate) struct Group<D: Disk> {
     epoch: u32,
     shards: Shards<D, PeerTransport>,
     transport: PeerTransport,
+    quiescer: Rc<Quiescer<D>>,
     pub(crate) proposer: Proposer<Token>,
     news: Rc<News>,
     wake: Rc<dyn Fn()>,
@@ -179,6 +181,7 @@ pub(crate) struct Common<D: Disk> {
     pub(crate) epoch: u32,
     pub(crate) shards: Shards<D, PeerTransport>,
     pub(crate) transport: PeerTransport,
+    pub(crate) quiescer: Rc<Quiescer<D>>,
     pub(crate) news: Rc<News>,
     pub(crate) patience: Duration,
 }
@@ -194,6 +197,7 @@ impl<D: Disk> Group<D> {
             epoch: common.epoch,
             shards: common.shards.clone(),
             transport: common.transport.clone(),
+            quiescer: Rc::clone(&common.quiescer),
             proposer: Proposer::new(WRITE_PATIENCE),
             news: Rc::clone(&common.news),
             wake: Rc::new(wake),
@@ -266,6 +270,7 @@ impl<D: Disk> Group<D> {
         if self.proposer.in_flight() >= ENTRIES_IN_FLIGHT {
             return Err(Refused::Busy);
         }
+        self.quiescer.asked(self.shard, now);
         Ok(replica)
     }
 
@@ -347,6 +352,7 @@ impl<D: Disk> Group<D> {
             return;
         }
         let Some(replica) = self.replica() else { return };
+        self.quiescer.asked(self.shard, now);
         self.asked = Some((now, std::mem::take(&mut self.waiting)));
         let (confirmed, wake) = (Rc::clone(&self.confirmed), self.wake());
         self.shards.spawn(async move {
@@ -426,6 +432,7 @@ impl<D: Disk> Group<D> {
             ("log_index", replica.last_index()),
             ("snapshot_index", status.snapshot.unwrap_or(0)),
             ("journal_bytes", self.shards.journal().held_bytes(u32::from(self.shard))),
+            ("quiesced", u64::from(self.quiescer.is_still(self.shard))),
             ("snapshotting", u64::from(replica.machine().is_building())),
         ];
         stats::encode_of_shard(self.shard, &counters, out);

@@ -8,7 +8,8 @@
 //!   `index_bytes`, `hits`, `misses`, `evictions`, `expirations`, `refused`, `index` (the log index applied), `time_ms` (shard
 //!   time), `core`, and `state_hash_high` and `state_hash_low`, the two halves of the state hash. Of a replica in a group, also
 //!   `replica` (its id), `term`, `leads` (0 or 1), `votes` (0 or 1), `log_index` (the last entry of its log), `snapshot_index` (the last
-//!   entry in its newest snapshot), `journal_bytes` (of the files with live entries of its log), `snapshotting` (0 or 1).
+//!   entry in its newest snapshot), `journal_bytes` (of the files with live entries of its log), `quiesced` (0 or 1),
+//!   `snapshotting` (0 or 1).
 //! - `node.durability_sync`, `node.journal_failed`: 0 or 1.
 
 use bytes::BytesMut;

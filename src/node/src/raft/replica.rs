@@ -407,6 +407,16 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         fit.max().map(|(_, id)| id)
     }
 
+    /// The last entry that this leader knows to be in the log of each other member.
+    pub fn matched(&self) -> BTreeMap<ReplicaId, u64> {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let known = metrics.replication.iter().flatten();
+        known
+            .filter_map(|(id, matched)| Some((*id, matched.as_ref()?.index)))
+            .collect()
+    }
+
     /// The members of its group: those with a vote, and all.
     pub fn members(&self) -> Members {
         let metrics = self.0.metrics.borrow_watched();
