@@ -1,7 +1,7 @@
 //! A leader's writes: what a turn asks of a shard becomes log entries, and what came of them finds its way back by token.
 //!
 //! # What holds
-//! - All writes of one call are one log entry (more than fits one goes on in the next), stamped with the clock or shard time, whichever is
+//! - All writes of one call are one log entry (more than fits one, or half a megabyte, goes on in the next), stamped with the clock or shard time, whichever is
 //!   ahead; victims that make room for them stand before them in the same entry.
 //! - **Every token comes back exactly once**: with its reply, or that nothing was proposed, or in doubt, at the latest when the
 //!   patience of its entry is over.
@@ -28,6 +28,9 @@ const MAX_COUNTER_LEN: usize = 20;
 
 /// Sessions ended by one step of the sweep.
 const SESSIONS_PER_SWEEP: usize = 256;
+
+/// Bytes of an entry above which what comes goes on in the next: an entry is written whole, and sent whole.
+const ENTRY_BYTES: usize = 512 << 10;
 
 /// A write and who wants to know what came of it.
 #[derive(Debug, Clone, Copy)]
@@ -141,7 +144,11 @@ impl<K> Proposer<K> {
         } in writes.drain(..)
         {
             let operation = Operation::Command { command, session };
-            let mut pushed = batch.push(&operation);
+            let mut pushed = if batch.len_bytes() < ENTRY_BYTES {
+                batch.push(&operation)
+            } else {
+                Err(PushError::Full)
+            };
             if pushed == Err(PushError::Full) {
                 let full = std::mem::take(&mut batch);
                 let next = self.flight(now);

@@ -273,7 +273,13 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         let network = Network::new(transport.clone(), shard as u16, config.id);
         let log = journal.shard(shard, config.id);
         let raft = Raft::new(config.id, Arc::new(raft_config), network, log, machine.clone());
-        let raft = raft.await.map_err(|error| failed(&error))?;
+        let raft = raft.await.map_err(|error| match machine.damage() {
+            Some(damage) => ReplicaError::Snapshots {
+                shard,
+                error: io::Error::new(io::ErrorKind::InvalidData, damage),
+            },
+            None => failed(&error),
+        })?;
         if config.beginning == Beginning::Form && !raft.is_initialized().await.map_err(|error| failed(&error))? {
             match raft.initialize(config.members.clone()).await {
                 // Another replica was quicker, and has elected itself meanwhile.
