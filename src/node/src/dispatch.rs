@@ -78,6 +78,8 @@ impl Closing {
 #[derive(Debug, Default)]
 pub(crate) struct Batch<'t> {
     pub(crate) keys: Vec<&'t [u8]>,
+    /// The hash of each key.
+    pub(crate) hashes: Vec<u64>,
     pub(crate) readers: Vec<Reader>,
     pub(crate) writes: Vec<(Origin, Command<'t>)>,
     pub(crate) pages: Vec<(Reader, bool, Scan<'t>)>,
@@ -96,6 +98,7 @@ impl Batch<'_> {
     fn recycle<'b>(self) -> Batch<'b> {
         Batch {
             keys: recycle(self.keys, |_| -> &'b [u8] { &[] }),
+            hashes: self.hashes,
             readers: self.readers,
             writes: recycle(self.writes, |(origin, _)| {
                 (
@@ -202,6 +205,7 @@ impl Dispatch {
             turn.route(place as u32, request);
         }
         let mut shards = std::mem::take(&mut turn.dispatch.busy_shards);
+        turn.fetch_ahead(&shards);
         for shard in shards.drain(..) {
             turn.execute(shard);
         }
@@ -427,13 +431,12 @@ impl<'t> Turn<'_, 't> {
         if owner(shard, self.dispatch.cores) != self.dispatch.core {
             return false;
         }
-        let batch = self.batch(shard);
-        batch.keys.push(key);
-        batch.readers.push(Reader {
+        let reader = Reader {
             origin,
             incoming: place,
             stale: false,
-        });
+        };
+        self.read_later(shard, key, reader);
         true
     }
 
@@ -508,13 +511,12 @@ impl<'t> Turn<'_, 't> {
                     return self.too_stale(shard, origin);
                 }
                 let stale = matches!(options.consistency, Consistency::Stale { .. });
-                let batch = self.batch(shard);
-                batch.keys.push(key);
-                return batch.readers.push(Reader {
+                let reader = Reader {
                     origin,
                     incoming: place,
                     stale,
-                });
+                };
+                return self.read_later(shard, key, reader);
             }
         };
         self.batch(shard).writes.push((origin, command));
@@ -568,13 +570,12 @@ impl<'t> Turn<'_, 't> {
             } else if self.is_ahead(shard, consistency) {
                 self.too_stale(shard, origin);
             } else {
-                let batch = self.batch(shard);
-                batch.keys.push(key);
-                batch.readers.push(Reader {
+                let reader = Reader {
                     origin,
                     incoming: place,
                     stale,
-                });
+                };
+                self.read_later(shard, key, reader);
             }
         }
         let Some(gather) = gather else { return };
@@ -711,6 +712,32 @@ impl<'t> Turn<'_, 't> {
         }
     }
 
+    /// Adds a lookup to the turn.
+    #[inline]
+    fn read_later(&mut self, shard: u16, key: &'t [u8], reader: Reader) {
+        let replica = self.dispatch.replicas[usize::from(shard)].as_ref();
+        let hash = replica.map_or(0, |replica| replica.shard().hash(key));
+        let batch = self.batch(shard);
+        batch.keys.push(key);
+        batch.hashes.push(hash);
+        batch.readers.push(reader);
+    }
+
+    /// Has memory begin with what the lookups of all these shards need first, so that none waits for it alone.
+    fn fetch_ahead(&self, shards: &[u16]) {
+        let reads = |&shard: &u16| {
+            let replica = self.dispatch.replicas[usize::from(shard)].as_ref()?;
+            Some((replica.shard(), &self.batches[usize::from(shard)].hashes[..]))
+        };
+        for (shard, hashes) in shards.iter().filter_map(reads) {
+            shard.prefetch_index(hashes);
+        }
+        for (shard, hashes) in shards.iter().filter_map(reads) {
+            shard.prefetch_entries(hashes);
+        }
+    }
+
+    #[inline]
     fn batch(&mut self, shard: u16) -> &mut Batch<'t> {
         let batch = &mut self.batches[usize::from(shard)];
         if batch.keys.is_empty() && batch.writes.is_empty() && batch.pages.is_empty() {

@@ -11,10 +11,6 @@ use crate::replica::Replica;
 use crate::replies::{Origin, Replies};
 use crate::streams::Streams;
 
-/// Reads of one shard in one turn from which on they are looked up as a batch, so that memory is fetched ahead. Two at a time
-/// are slower than one by one.
-const BATCH_FROM: usize = 4;
-
 impl Turn<'_, '_> {
     /// Executes what the turn asks of one shard.
     pub(crate) fn execute(&mut self, shard: u16) {
@@ -36,6 +32,7 @@ impl Turn<'_, '_> {
             self.read_page(shard, &mut replica, &reader, values, &scan);
         }
         batch.keys.clear();
+        batch.hashes.clear();
         batch.readers.clear();
         self.dispatch.replicas[usize::from(shard)] = Some(replica);
         self.batches[usize::from(shard)] = batch;
@@ -53,7 +50,7 @@ impl Turn<'_, '_> {
             &mut self.dispatch.put_off,
             &mut self.dispatch.stats.reads,
         );
-        let mut each = |place: usize, entry: Option<EntryRef<'_>>| {
+        let each = |place: usize, entry: Option<EntryRef<'_>>| {
             let reader = &batch.readers[place];
             let done = match entry {
                 Some(entry) if entry.expires_at_ms != 0 && entry.expires_at_ms <= now_ms => {
@@ -82,14 +79,7 @@ impl Turn<'_, '_> {
                 put_off.push(reader.incoming);
             }
         };
-        let state = replica.shard_mut();
-        if batch.keys.len() < BATCH_FROM {
-            for (place, key) in batch.keys.iter().enumerate() {
-                each(place, state.get(key));
-            }
-        } else {
-            state.get_batch(&batch.keys, each);
-        }
+        replica.shard_mut().get_batch_hashed(&batch.keys, &batch.hashes, each);
         if !self.dispatch.late.is_empty() {
             self.read_expired(shard, replica, batch);
         }
@@ -99,7 +89,7 @@ impl Turn<'_, '_> {
     /// so that no replica serves them afterwards.
     fn read_expired(&mut self, shard: u16, replica: &mut Replica<Origin>, batch: &Batch<'_>) {
         let mut late = std::mem::take(&mut self.dispatch.late);
-        let hash = |&(place, version): &(usize, Version)| (replica.shard().hash(batch.keys[place]), version);
+        let hash = |&(place, version): &(usize, Version)| (batch.hashes[place], version);
         let expired: Vec<_> = late.iter().map(hash).collect();
         replica.propose_expiry(self.moment.now_ms, &expired);
         let mut meta = self.replies.meta(Status::NotFound);
