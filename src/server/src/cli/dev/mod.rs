@@ -20,8 +20,9 @@ use signal_hook::iterator::Signals;
 
 use super::{Exit, Failure, Globals, serve};
 use crate::config::Log;
+use crate::directory::DataDirectory;
 use crate::logging;
-use crate::node::{DataDirectory, NodeError};
+use crate::node::NodeError;
 use crate::preflight;
 use control::{Answer, Asked, Request};
 use files::NodePlan;
