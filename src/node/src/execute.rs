@@ -261,9 +261,10 @@ impl<D: Disk> Turn<'_, '_, D> {
     fn settle(&mut self, shard: u16, group: &mut Group<D>) {
         let Some(replica) = group.replica() else { return };
         let mut answers = Vec::new();
-        group
-            .proposer
-            .drain(&replica, self.moment.now, |token, answer| answers.push((token, answer)));
+        let (wake, now, now_ms) = (group.wake(), self.moment.now, self.moment.now_ms);
+        group.proposer.drain(&replica, now, now_ms, &wake, |token, answer| {
+            answers.push((token, answer))
+        });
         for (token, answer) in answers {
             self.settled(shard, group, token, answer);
         }

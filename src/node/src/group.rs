@@ -34,9 +34,6 @@ use crate::raft::types::LogId;
 use crate::replies::Origin;
 use crate::stats;
 
-/// Log entries of a shard proposed and not answered, above which writes are `Busy`.
-const ENTRIES_IN_FLIGHT: usize = 256;
-
 /// How long a proposal may take before it is in doubt: far longer than any election, for disks that stall.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -267,7 +264,7 @@ impl<D: Disk> Group<D> {
         if self.shards.space() == Space::Low {
             return Err(Refused::ReadOnly);
         }
-        if self.proposer.in_flight() >= ENTRIES_IN_FLIGHT {
+        if self.proposer.is_full() {
             return Err(Refused::Busy);
         }
         self.quiescer.asked(self.shard, now);
