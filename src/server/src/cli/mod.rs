@@ -12,6 +12,7 @@ pub mod exit;
 pub mod kv;
 mod running;
 pub mod serve;
+pub mod snapshot;
 pub mod status;
 
 use std::process::ExitCode;
@@ -55,6 +56,8 @@ pub enum Command {
     Certs(certs::Args),
     /// Show the cluster, its nodes and its shards.
     Status(status::Args),
+    /// Look at the snapshots in a data directory, and check them.
+    Snapshot(snapshot::Args),
     /// Read and write entries.
     Kv(kv::Args),
     /// Print a completion script for a shell.
@@ -86,6 +89,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args, &globals),
         Command::Certs(args) => certs::run(&args, &globals),
         Command::Status(args) => status::run(&args, &globals),
+        Command::Snapshot(args) => snapshot::run(&args, &globals),
         Command::Kv(args) => kv::run(&args, &globals),
         Command::Completions(args) => completions::run(&args),
     };
