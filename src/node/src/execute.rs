@@ -309,6 +309,7 @@ impl<D: Disk> Turn<'_, '_, D> {
                 };
                 self.refuse(shard, origin, refused);
             }
+            Answer::NoQuorum => self.refuse(shard, origin, Refused::NoQuorum),
             // The protocol's limits are checked when a request is decoded and are not above those of a log entry.
             Answer::Refused(error) => self.say(shard, origin, Status::ValueTooLarge, &error.to_string()),
             Answer::InDoubt if is_write => {

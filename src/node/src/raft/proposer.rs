@@ -8,10 +8,11 @@
 //! - What was proposed and not applied yet counts as there when room is made.
 //! - At most [`PIPELINE`] entries are on their way. What comes meanwhile gathers in the next ones, so that entries grow with the load: an
 //!   entry costs the same with one operation or with hundreds. What gathers and does not get to be proposed has not been.
+//! - A leader that no majority has heard of lately asks one first.
 //!
 //! Not here: who asks, what a token means, and whether this replica should be asked at all.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -20,9 +21,11 @@ use generation_engine::batch::{BatchWriter, Operation, PushError};
 use generation_engine::machine::Reply;
 use generation_engine::session::SessionWrite;
 use generation_engine::{Command, Shard, Version, Victim};
+use openraft_rt::AsyncRuntime as _;
 
 use super::network::Transport;
 use super::replica::{Leader, Outcome, Replica};
+use super::runtime::Runtime;
 use crate::env::disk::Disk;
 
 /// What a counter written by `Incr` may take, in bytes: the digits of the smallest `i64`.
@@ -63,6 +66,8 @@ pub enum Answer {
     },
     /// Nothing of it was appended anywhere.
     NotProposed(Option<Leader>),
+    /// Nothing of it was appended anywhere, because no majority answers.
+    NoQuorum,
     /// It cannot be part of a log entry; nothing of it was appended.
     Refused(PushError),
     /// It may have been applied, may be yet, or never will be.
@@ -86,6 +91,15 @@ struct Gathering<K> {
     flight: Flight<K>,
 }
 
+/// Whether a majority is being asked whether this replica still leads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Confirmation {
+    #[default]
+    None,
+    UnderWay,
+    Failed,
+}
+
 /// Outcomes that nobody has looked at yet, by number of the entry.
 type Outcomes = Rc<RefCell<Vec<(u64, Outcome)>>>;
 
@@ -101,6 +115,7 @@ pub struct Proposer<K> {
     bytes: u64,
     records: u64,
     outcomes: Outcomes,
+    confirmation: Rc<Cell<Confirmation>>,
     /// Answers that need no entry.
     answers: Vec<(K, Answer)>,
     victims: Vec<Victim>,
@@ -119,6 +134,7 @@ impl<K> Proposer<K> {
             bytes: 0,
             records: 0,
             outcomes: Outcomes::default(),
+            confirmation: Rc::default(),
             answers: Vec::new(),
             victims: Vec::new(),
             patience,
@@ -314,6 +330,14 @@ impl<K> Proposer<K> {
                 .for_each(|(token, _)| each(token, Answer::InDoubt));
         }
         let leads = replica.leads();
+        if self.confirmation.get() == Confirmation::Failed {
+            self.confirmation.set(Confirmation::None);
+            while leads && let Some(never) = self.take_gathered() {
+                self.release(&never.flight);
+                let tokens = never.flight.tokens.into_iter();
+                tokens.for_each(|(token, _)| each(token, Answer::NoQuorum));
+            }
+        }
         while let Some(front) = self.gathering.front()
             && (!leads || front.flight.deadline <= now)
         {
@@ -349,6 +373,23 @@ impl<K> Proposer<K> {
 
     /// Proposes what has gathered, as far as it may.
     fn send<D: Disk, T: Transport>(&mut self, replica: &Replica<D, T>, now_ms: u64, wake: &Rc<dyn Fn()>) {
+        if self.gathering.is_empty() || self.confirmation.get() == Confirmation::UnderWay {
+            return;
+        }
+        if replica.leads() && !replica.is_confirmed() {
+            self.confirmation.set(Confirmation::UnderWay);
+            let (confirmation, wake, replica) = (Rc::clone(&self.confirmation), Rc::clone(wake), replica.clone());
+            drop(Runtime::spawn(async move {
+                let confirmed = replica.linearize().await.is_ok();
+                confirmation.set(if confirmed {
+                    Confirmation::None
+                } else {
+                    Confirmation::Failed
+                });
+                wake();
+            }));
+            return;
+        }
         while self.flights.len() < PIPELINE
             && let Some(Gathering { batch, flight }) = self.take_gathered()
         {

@@ -453,6 +453,20 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         &self.0.config
     }
 
+    /// Whether a majority has confirmed this leader so lately that it takes proposals: openraft refuses those of a leader that may have
+    /// been replaced, which one that has kept still looks like.
+    pub fn is_confirmed(&self) -> bool {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if metrics.membership_config.voter_ids().count() == 1 {
+            return true;
+        }
+        // The lease is the longest election time-out, and the proposal takes a moment to arrive.
+        let lease = self.0.config.timing.election_max * 2 / 3;
+        let acked = metrics.last_quorum_acked.as_ref();
+        acked.is_some_and(|acked| CoreInstant::now() < **acked + lease)
+    }
+
     /// Asks for a snapshot, unless one is being taken.
     pub async fn snapshot(&self) {
         if !self.0.machine.is_building() {
