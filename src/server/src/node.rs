@@ -1,5 +1,6 @@
 //! One node of this process: from a checked configuration to running cores, and from a request to stop to their end.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 use generation_node::env::CoreId;
 use generation_node::peers::{PeerLimits, PeerNode, Peers, PeersConfig};
 use generation_node::raft::journal::{IdentityError, OpenError, RecoveryError};
+use generation_node::raft::replica::ReplicaError;
 use generation_node::{
     Authorize, CoreConfig, Durability, NodeLimits, Policy, Replication, ShardConfig, StartError, Timing,
 };
@@ -55,9 +57,10 @@ pub enum NodeError {
     },
     /// What a core keeps is damaged.
     #[error(
-        "{}: {damage}; nothing was changed. Where the other nodes are a majority, remove {} and start this node again: its replicas \
-         join under new ids and are sent everything. A node that is alone needs a copy of the directory from before",
-        .file.display(), .directory.display()
+        "{file}: {damage}; nothing was changed. Where the other nodes are a majority and whole, run \
+         `generation repair --data-dir {directory} --discard {file}` and start this node again: its replicas join under new ids and are sent \
+         everything. A node that is alone needs a copy of {directory} from before",
+        file = .file.display(), directory = .directory.display()
     )]
     Damaged {
         /// The node's data directory.
@@ -86,6 +89,14 @@ impl NodeError {
             StartError::Journal(OpenError::Corrupt { file, error }) => damaged(own.join(file), error.to_string()),
             StartError::Journal(OpenError::Identity(error @ IdentityError::Damaged)) => {
                 damaged(own.join("journal/identity"), error.to_string())
+            }
+            StartError::Replica(ReplicaError::Snapshots { shard, error }) if error.kind() == ErrorKind::InvalidData => {
+                let own = own.join("snapshots");
+                let verify = format!("`generation snapshot verify {}` names the file", own.display());
+                damaged(
+                    own,
+                    format!("a snapshot of shard {shard} is damaged ({error}; {verify})"),
+                )
             }
             error => Self::Core { directory: own, error },
         }

@@ -10,6 +10,7 @@ pub mod completions;
 pub mod dev;
 pub mod exit;
 pub mod kv;
+pub mod repair;
 mod running;
 pub mod serve;
 pub mod snapshot;
@@ -58,6 +59,8 @@ pub enum Command {
     Status(status::Args),
     /// Look at the snapshots in a data directory, and check them.
     Snapshot(snapshot::Args),
+    /// Give up what a node's disk has damaged, so that it is sent it by the other nodes.
+    Repair(repair::Args),
     /// Read and write entries.
     Kv(kv::Args),
     /// Print a completion script for a shell.
@@ -90,6 +93,7 @@ pub fn main() -> ExitCode {
         Command::Certs(args) => certs::run(&args, &globals),
         Command::Status(args) => status::run(&args, &globals),
         Command::Snapshot(args) => snapshot::run(&args, &globals),
+        Command::Repair(args) => repair::run(&args, &globals),
         Command::Kv(args) => kv::run(&args, &globals),
         Command::Completions(args) => completions::run(&args),
     };

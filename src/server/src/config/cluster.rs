@@ -63,7 +63,7 @@ pub struct Journal {
     pub size: ByteSize,
     /// Bytes of one segment file.
     pub segment: ByteSize,
-    /// Bytes of the journal that a shard may hold on to before a snapshot of it is taken.
+    /// Bytes that a shard's log grows by before a snapshot of the shard is taken.
     pub snapshot_after: Option<ByteSize>,
 }
 
@@ -74,7 +74,7 @@ pub struct JournalShare {
     pub segment_bytes: u64,
     /// Most segment files.
     pub segments: usize,
-    /// Bytes a shard may hold on to before a snapshot of it is taken.
+    /// Bytes that a shard's log grows by before a snapshot of the shard is taken.
     pub snapshot_bytes: u64,
 }
 

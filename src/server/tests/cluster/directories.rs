@@ -1,7 +1,11 @@
 //! Directories that must not be served from, and files that are damaged.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::load::{Load, assert_all_there};
 use crate::processes::{Cluster, flip, wait_until};
@@ -134,7 +138,7 @@ fn a_flipped_bit_in_the_middle_of_a_journal_is_refused_and_its_node_joins_again(
     assert_eq!(code, 7, "{errors}");
     let file = "node-2/core-0/journal/segment-00000000";
     assert!(
-        errors.contains(file) && errors.contains("at offset ") && errors.contains("remove "),
+        errors.contains(file) && errors.contains("at offset ") && errors.contains("generation repair"),
         "{errors}"
     );
     let refused = cluster.restart(2);
@@ -142,7 +146,14 @@ fn a_flipped_bit_in_the_middle_of_a_journal_is_refused_and_its_node_joins_again(
     assert!(cluster.errors().contains(file), "{}", cluster.errors());
 
     // What the message says to do.
-    fs::remove_dir_all(cluster.node(2)).unwrap();
+    let mut repair = cluster.command();
+    repair
+        .args(["repair", "--data-dir"])
+        .arg(cluster.node(2))
+        .arg("--discard")
+        .arg(&segment);
+    let repaired = repair.output().unwrap();
+    assert_eq!(repaired.status.code(), Some(0), "{repaired:?}");
     cluster.restart_well(2);
     load.wait_for_more(300);
     let keys = load.finish();
@@ -165,6 +176,73 @@ fn dev_ends_with_the_exit_code_of_a_node_that_is_damaged() {
     assert_eq!(output.status.code(), Some(7), "{errors}");
     assert!(
         errors.contains("segment-00000000") && errors.contains("at offset "),
+        "{errors}"
+    );
+}
+
+#[test]
+fn a_flipped_bit_in_a_snapshot_is_found_offline_and_refused_by_a_node_that_is_alone() {
+    let mut cluster = Cluster::start(&["--shards", "1"]);
+    cluster.stop();
+    // A journal so small that a snapshot is due soon.
+    reconfigure(&cluster, "data_dir = \"node-1\"", "data_dir = \"small\"");
+    reconfigure(
+        &cluster,
+        "size = 268435456\nsegment = 16777216",
+        "size = \"8MiB\"\nsegment = \"2MiB\"\nsnapshot_after = \"2MiB\"",
+    );
+    reconfigure(&cluster, "[log]", "[limits]\nmax_value = \"64KiB\"\n\n[log]");
+    let mut node = cluster
+        .command()
+        .args(["serve", "--json", "--config"])
+        .arg(cluster.data().join("node-1.toml"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(node.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert!(line.contains("\"ready\":true"), "{line}");
+    let snapshots = |action: &str| {
+        let mut command = cluster.command();
+        let output = command
+            .args(["snapshot", action, "--json"])
+            .arg(cluster.data().join("small"))
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stdout).unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let load = Load::start(cluster.config(), "image");
+    wait_until("a snapshot", || {
+        let (code, listed, _) = snapshots("list");
+        code == Some(0) && !listed.is_empty()
+    });
+    let keys = load.finish();
+    assert_all_there(&cluster.config(), &keys);
+    kill_process(Pid::from_child(&node), Signal::TERM).unwrap();
+    assert!(node.wait().unwrap().success());
+
+    let (code, verified, errors) = snapshots("verify");
+    assert_eq!(code, Some(0), "{errors}");
+    let snapshot: serde_json::Value = serde_json::from_str(verified.lines().next().unwrap()).unwrap();
+    assert!(
+        snapshot["index"].as_str().unwrap().parse::<u64>().unwrap() > 0,
+        "{snapshot}"
+    );
+    let file = snapshot["file"].as_str().unwrap();
+    flip(Path::new(file), fs::metadata(file).unwrap().len() / 2);
+    let (code, _, errors) = snapshots("verify");
+    assert_eq!(code, Some(7), "{errors}");
+    assert!(errors.contains(file) && errors.contains("at offset "), "{errors}");
+    let (code, errors) = serve(&cluster, "node-1.toml");
+    assert_eq!(code, 7, "{errors}");
+    assert!(
+        errors.contains("core-0/snapshots") && errors.contains("generation snapshot verify"),
         "{errors}"
     );
 }

@@ -56,20 +56,30 @@ fn what_was_acknowledged_survives_the_death_of_all_nodes_at_once() {
 }
 
 #[test]
-fn a_wiped_node_comes_back_under_new_replica_ids_and_counts_again() {
+fn wiped_nodes_come_back_under_new_replica_ids_until_no_disk_is_from_the_beginning() {
     let mut cluster = Cluster::start(&["--nodes", "3", "--shards", "2"]);
     let load = Load::start(cluster.config(), "wiped");
     load.wait_for_more(SOME);
-    wait_until("a replica on node 2", || cluster.replica(0, 2).is_some());
-    let before = cluster.replica(0, 2).unwrap()["id"].clone();
-    cluster.kill(&[2]);
-    fs::remove_dir_all(cluster.node(2)).unwrap();
-    cluster.restart_well(2);
-    wait_until("another replica on node 2", || {
-        let replica = cluster.replica(0, 2);
-        replica.is_some_and(|replica| replica["id"] != before && replica["applied"].is_string())
-    });
-    load.wait_for_more(SOME);
+    // The one that founded shards first, and last one that has been sent everything by nodes that were wiped themselves.
+    for id in [1, 2, 3] {
+        wait_until("replicas on the node", || {
+            (0..2).all(|shard| cluster.replica(shard, id).is_some())
+        });
+        let before: Vec<_> = (0..2)
+            .map(|shard| cluster.replica(shard, id).unwrap()["id"].clone())
+            .collect();
+        cluster.kill(&[id]);
+        load.wait_for_more(SOME);
+        fs::remove_dir_all(cluster.node(id)).unwrap();
+        cluster.restart_well(id);
+        wait_until("other replicas on the node", || {
+            (0..2).all(|shard| {
+                let replica = cluster.replica(shard, id);
+                replica.is_some_and(|replica| replica["id"] != before[shard] && replica["applied"].is_string())
+            })
+        });
+        load.wait_for_more(SOME);
+    }
     let keys = load.finish();
     cluster.wait_until_alike(3);
     // With node 1 gone, node 2 is needed for every majority.
