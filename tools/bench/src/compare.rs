@@ -155,6 +155,18 @@ pub struct CompareSettings {
     pub read_back: bool,
 }
 
+impl CompareSettings {
+    /// Runs of a comparison of `servers` servers: in each round of each row every server once, and the baseline again.
+    pub fn runs(&self, servers: usize) -> usize {
+        self.rows.len() * self.rounds * (servers + 1)
+    }
+
+    /// How long `runs` runs take, loading and connecting apart.
+    pub fn time_of(&self, runs: usize) -> Duration {
+        (self.warmup + self.duration) * u32::try_from(runs).unwrap_or(u32::MAX)
+    }
+}
+
 /// A whole comparison; the first server is the baseline.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
@@ -437,7 +449,7 @@ pub trait Observer {
     fn step(&mut self, text: &str);
     /// A run goes on.
     fn progress(&mut self, progress: Progress);
-    /// A row is complete.
+    /// A row is complete, or as complete as it gets.
     fn row(&mut self, comparison: &Comparison, row: &RowResult);
 }
 
@@ -460,10 +472,7 @@ pub fn compare(
         settings,
     };
     for server in servers {
-        comparison
-            .environment
-            .versions
-            .insert(server.name().to_owned(), server.version().to_owned());
+        server.describe(&mut comparison.environment);
     }
     if let Err(error) = carry_out(servers, &mut comparison, stop, observer) {
         comparison.error = Some(error.to_string());
@@ -492,8 +501,13 @@ fn carry_out(
             settings.read_back,
             stop,
         )?;
+        if stop.load(Ordering::Relaxed) {
+            // What was loaded is not the data set.
+            return Ok(());
+        }
         comparison.footprints.push(resident);
     }
+    let mut done = 0;
     for row in &settings.rows {
         comparison.rows.push(RowResult {
             row: *row,
@@ -501,7 +515,15 @@ fn carry_out(
         });
         for round in 0..settings.rounds {
             let mut results: Vec<Option<RunResult>> = vec![None; servers.len() + 1];
-            let outcome = carry_out_round(servers, &settings, *row, round, &mut results, stop, observer);
+            let outcome = carry_out_round(
+                servers,
+                &settings,
+                (*row, round),
+                &mut done,
+                &mut results,
+                stop,
+                observer,
+            );
             let results = results.into_iter().flatten();
             if matches!(outcome, Ok(true)) {
                 if let Some(measured) = comparison.rows.last_mut() {
@@ -509,6 +531,13 @@ fn carry_out(
                 }
             } else {
                 comparison.partial.extend(results);
+                // Its whole rounds are worth a line all the same.
+                comparison.rows.pop_if(|row| row.rounds.is_empty());
+                if round > 0
+                    && let Some(measured) = comparison.rows.last()
+                {
+                    observer.row(comparison, measured);
+                }
                 return outcome.map(|_| ());
             }
         }
@@ -520,12 +549,12 @@ fn carry_out(
 }
 
 /// One round of a row: every server once, and the baseline again. `false` when somebody stopped it; what was measured is in
-/// `results` in any case, at the server's place.
+/// `results` in any case, at the server's place. `done` counts the runs of the whole comparison.
 fn carry_out_round(
     servers: &[Server],
     settings: &CompareSettings,
-    row: Row,
-    round: usize,
+    (row, round): (Row, usize),
+    done: &mut usize,
     results: &mut [Option<RunResult>],
     stop: &AtomicBool,
     observer: &mut dyn Observer,
@@ -553,10 +582,13 @@ fn carry_out_round(
     }
     for position in order {
         let server = &servers[position % servers.len()];
+        let runs = settings.runs(servers.len());
+        let left = settings.time_of(runs - *done).as_secs();
+        *done += 1;
         observer.step(&format!(
-            "{row}, round {} of {}: {}",
-            round + 1,
-            settings.rounds,
+            "run {done} of {runs}, {}:{:02} left: {row}, {}",
+            left / 60,
+            left % 60,
             server.name()
         ));
         let mut progress = |progress| observer.progress(progress);

@@ -427,7 +427,11 @@ fn page(title: &str, environment: &Environment, body: &str) -> String {
     let versions: Vec<_> = environment
         .versions
         .iter()
-        .map(|(name, version)| format!("{name}: {version}"))
+        .map(|(name, version)| match environment.durability.get(name) {
+            Some(durability) => format!("{name}: {version}; acknowledged writes: {durability}"),
+            None => format!("{name}: {version}"),
+        })
+        .map(|line| escape(&line))
         .collect();
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
@@ -437,13 +441,13 @@ fn page(title: &str, environment: &Environment, body: &str) -> String {
          td,th{{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}}\
          td:first-child,th:first-child{{text-align:left}}figure{{margin:1rem 0}}svg{{width:100%;height:auto}}\
          .bad{{color:#b00;font-weight:600}}.small{{color:#666;font-size:13px}}</style></head><body>\
-         <h1>{title}</h1><p class=\"small\">{} × {}{}, Linux {}, load before {:.2}; {}<br><code>{}</code></p>{body}</body></html>\n",
+         <h1>{title}</h1><p class=\"small\">{} × {}{}, Linux {}, load before {:.2}<br>{}<br><code>{}</code></p>{body}</body></html>\n",
         environment.cpus,
         escape(&environment.cpu),
         if environment.virtual_machine { " (virtual)" } else { "" },
         escape(&environment.kernel),
         environment.load_before[0],
-        escape(&versions.join("; ")),
+        versions.join("<br>"),
         escape(&environment.command.join(" ")),
     )
 }

@@ -8,6 +8,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 use crate::compare::{Comparison, Metric, RowResult, Spread};
 use crate::engine::Mode;
 use crate::result::{Finding, Latencies, RunResult, Unit};
+use crate::system::Environment;
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -255,7 +256,38 @@ pub fn row(comparison: &Comparison, row: &RowResult) -> String {
     text
 }
 
-/// The head and foot of a comparison.
+/// Where it was measured and what was: the machine, the servers, and what speaks against believing the figures.
+pub fn machine(environment: &Environment) -> String {
+    let mut text = String::new();
+    for (server, durability) in &environment.durability {
+        let version = environment.versions.get(server).map_or("", String::as_str);
+        let _ = writeln!(text, "{server}: {version}; acknowledged writes: {durability}");
+    }
+    let _ = writeln!(
+        text,
+        "{} x {}{}, Linux {}, load before {:.2}",
+        environment.cpus,
+        environment.cpu,
+        if environment.virtual_machine { " (virtual)" } else { "" },
+        environment.kernel,
+        environment.load_before[0],
+    );
+    if environment.load_before[0] > environment.cpus as f64 / 2.0 {
+        let _ = writeln!(
+            text,
+            "*** the machine was busy before the start: believe the processor time per operation, not latencies or rates ***"
+        );
+    }
+    if !environment.optimised {
+        let _ = writeln!(
+            text,
+            "*** this program was built without optimisation: use cargo run --release ***"
+        );
+    }
+    text
+}
+
+/// The foot of a comparison.
 pub fn comparison(comparison: &Comparison) -> String {
     let environment = &comparison.environment;
     let mut text = String::new();
@@ -297,34 +329,33 @@ pub fn comparison(comparison: &Comparison) -> String {
         workload.value_size,
         memory.join(", ")
     );
-    let _ = writeln!(
-        text,
-        "{} x {}{}, Linux {}, load before {:.2}; servers on CPU {:?}, client on CPU {:?}",
-        environment.cpus,
-        environment.cpu,
-        if environment.virtual_machine { " (virtual)" } else { "" },
-        environment.kernel,
-        environment.load_before[0],
-        comparison.settings.server_cpus,
-        comparison.settings.client_cpus,
-    );
-    if environment.load_before[0] > environment.cpus as f64 / 2.0 {
+    let settings = &comparison.settings;
+    if !settings.server_cpus.is_empty() {
         let _ = writeln!(
             text,
-            "*** the machine was busy before the start: believe the processor time per operation, not latencies or rates ***"
+            "Servers on CPU {:?}, client on CPU {:?}",
+            settings.server_cpus, settings.client_cpus
         );
     }
-    if !environment.optimised {
-        let _ = writeln!(
-            text,
-            "*** this program was built without optimisation: use cargo run --release ***"
-        );
-    }
+    text.push_str(&machine(environment));
     if let Some(error) = &comparison.error {
         let _ = writeln!(text, "*** ENDED EARLY: {error} ***");
     }
     if comparison.interrupted {
         let _ = writeln!(text, "interrupted: the rows above are what was measured");
+    }
+    for run in comparison.partial.iter().filter(|run| run.operations > 0) {
+        let _ = writeln!(
+            text,
+            "of a round without its end, in no ratio: {}, {} over {} connections, {}: {} operations/s, p50 {}, p99.9 {}",
+            run.target,
+            run.workload.mix,
+            run.settings.connections,
+            run.settings.mode,
+            short(run.rate_per_s),
+            time(run.latency_us(0.5)),
+            time(run.latency_us(0.999)),
+        );
     }
     text
 }
