@@ -220,6 +220,9 @@ impl Footprint {
     }
 }
 
+/// A side that works for less of the time is not what limits a closed loop.
+const IDLE: f64 = 0.9;
+
 /// One row of a comparison.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RowResult {
@@ -329,6 +332,16 @@ impl RowResult {
             remarks.push(
                 "the generator was the bottleneck: the rate is a lower bound, the latencies include the generator's own queue; the CPU \
                  time stands"
+                    .to_owned(),
+            );
+        }
+        let idle = |run: &RunResult| {
+            let cores = run.server_cpu.map(|cpu| cpu.cores);
+            run.client_busy < IDLE && cores.is_some_and(|cores| cores < IDLE * server_cpus.max(1) as f64)
+        };
+        if 2 * runs().filter(|run| idle(run)).count() > runs().count() {
+            remarks.push(
+                "neither side was busy: both waited for each other, and the rate says no more than the latency does"
                     .to_owned(),
             );
         }
@@ -613,6 +626,7 @@ fn carry_out_round(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::result::ServerCpu;
 
     #[test]
     fn rows_read_as_they_are_written() {
@@ -654,6 +668,27 @@ mod tests {
         };
         assert!(row.remarks(0, 1).is_empty());
         assert!(row.remarks(1, 1)[0].contains("7 reads found nothing"));
+    }
+
+    #[test]
+    fn a_rate_that_neither_side_limits_is_remarked_on() {
+        let remarks = |busy, cores| {
+            let mut run = run_of(1.0, 0);
+            run.client_busy = busy;
+            run.server_cpu = Some(ServerCpu {
+                us_per_operation: 1.0,
+                cores,
+            });
+            let rounds = vec![vec![run.clone(), run]];
+            RowResult {
+                row: Row::SINGLE[0],
+                rounds,
+            }
+            .remarks(0, 1)
+        };
+        assert!(remarks(0.3, 0.5)[0].contains("neither side was busy"));
+        assert!(remarks(0.3, 0.95).is_empty());
+        assert!(!remarks(0.99, 0.5)[0].contains("neither side"));
     }
 
     #[test]

@@ -27,7 +27,8 @@ pub fn short(value: f64) -> String {
     match value.abs() {
         v if v >= 1e7 => format!("{:.1} M", value / 1e6),
         v if v >= 1e6 => format!("{:.2} M", value / 1e6),
-        v if v >= 1e4 => format!("{:.0} k", value / 1e3),
+        v if v >= 1e5 => format!("{:.0} k", value / 1e3),
+        v if v >= 1e4 => format!("{:.1} k", value / 1e3),
         v if v >= 100.0 => format!("{value:.0}"),
         v if v >= 10.0 => format!("{value:.1}"),
         _ => format!("{value:.2}"),
@@ -45,13 +46,10 @@ pub fn time(us: f64) -> String {
     }
 }
 
-/// One run: rate, latencies by class, failures, verdict.
-pub fn run(result: &RunResult) -> String {
-    let mut text = String::new();
-    let _ = writeln!(
-        text,
-        "{}: {} {} over {} connections, {} keys ({}), values of {} B",
-        result.target,
+/// What a run asked of its target, in a line.
+pub fn headline(result: &RunResult) -> String {
+    format!(
+        "{} {} over {} connections, {} keys ({}), values of {} B",
         result.workload.mix,
         result.settings.mode,
         result.settings.connections,
@@ -61,7 +59,44 @@ pub fn run(result: &RunResult) -> String {
             |path| path.display().to_string()
         ),
         result.workload.value_size,
+    )
+}
+
+/// What a run yielded apart from latencies, in a line: rate, processor time, and how busy and how late the generator was.
+pub fn yielded(result: &RunResult) -> String {
+    let mut text = format!(
+        "{} operations/s over {:.1} s",
+        short(result.rate_per_s),
+        result.measured_s
     );
+    if result.failed() > 0 {
+        let _ = write!(text, ", {} failed", result.failed());
+    }
+    if let Some(ratio) = result.hit_ratio().filter(|_| result.misses > 0) {
+        let _ = write!(text, ", hit ratio {:.2} %", ratio * 100.0);
+    }
+    if let Some(cpu) = result.server_cpu {
+        let _ = write!(
+            text,
+            ", server CPU {:.3} µs/operation ({:.2} cores, polling included)",
+            cpu.us_per_operation, cpu.cores
+        );
+    }
+    let _ = write!(text, ", client busy {:.0} %", result.client_busy * 100.0);
+    if matches!(result.settings.mode, Mode::Open { .. }) {
+        let _ = write!(
+            text,
+            ", {:.2} % of sends over {} ms late",
+            result.lateness.late_share() * 100.0,
+            result.settings.lateness.late_after_ns as f64 / 1e6
+        );
+    }
+    text
+}
+
+/// One run: rate, latencies by class, failures, verdict.
+pub fn run(result: &RunResult) -> String {
+    let mut text = format!("{}: {}\n", result.target, headline(result));
     let mut latencies = table(&["", "count", "mean", "p50", "p90", "p99", "p99.9", "p99.99", "max"]);
     let mut line = |name: String, times: &Latencies| {
         let mut cells = vec![name, times.count.to_string()];
@@ -85,23 +120,7 @@ pub fn run(result: &RunResult) -> String {
         }
     }
     let _ = writeln!(text, "{latencies}");
-    let _ = write!(
-        text,
-        "{} operations/s over {:.1} s",
-        short(result.rate_per_s),
-        result.measured_s
-    );
-    if let Some(ratio) = result.hit_ratio().filter(|_| result.misses > 0) {
-        let _ = write!(text, ", hit ratio {:.2} %", ratio * 100.0);
-    }
-    if let Some(cpu) = result.server_cpu {
-        let _ = write!(
-            text,
-            ", server CPU {:.3} µs/operation ({:.2} cores)",
-            cpu.us_per_operation, cpu.cores
-        );
-    }
-    let _ = writeln!(text, ", client busy {:.0} %", result.client_busy * 100.0);
+    let _ = writeln!(text, "{}", yielded(result));
     if result.conflicts > 0 {
         let _ = writeln!(text, "{} conditions did not hold", result.conflicts);
     }
@@ -221,15 +240,10 @@ pub fn row(comparison: &Comparison, row: &RowResult) -> String {
     let mut lines = table(&[
         "server",
         "CPU/op",
-        "ratio",
         "ops/s",
-        "ratio",
         "p50",
-        "ratio",
         "p99",
-        "ratio",
         "p99.9",
-        "ratio",
         "cores",
         "client busy",
     ]);
@@ -237,8 +251,12 @@ pub fn row(comparison: &Comparison, row: &RowResult) -> String {
     for (index, server) in comparison.servers.iter().enumerate() {
         let mut cells = vec![server.clone()];
         for metric in Metric::ALL {
-            cells.push(value(comparison, row, index, metric));
-            cells.push(against(row, index, metric));
+            // The ratio stands below its figure, so that a line fits a terminal.
+            cells.push(format!(
+                "{}\n{}",
+                value(comparison, row, index, metric),
+                against(row, index, metric)
+            ));
         }
         let runs = || row.rounds.iter().filter_map(|round| round.get(index));
         let cores = runs().filter_map(|run| run.server_cpu).map(|cpu| cpu.cores);
@@ -272,24 +290,25 @@ pub fn machine(environment: &Environment) -> String {
         environment.kernel,
         environment.load_before[0],
     );
-    if environment.load_before[0] > environment.cpus as f64 / 2.0 {
-        let _ = writeln!(
-            text,
-            "*** the machine was busy before the start: believe the processor time per operation, not latencies or rates ***"
-        );
-    }
-    if !environment.optimised {
-        let _ = writeln!(
-            text,
-            "*** this program was built without optimisation: use cargo run --release ***"
-        );
+    for warning in warnings(environment) {
+        let _ = writeln!(text, "*** {warning} ***");
     }
     text
 }
 
-/// The foot of a comparison.
-pub fn comparison(comparison: &Comparison) -> String {
-    let environment = &comparison.environment;
+/// What speaks against believing figures measured there.
+pub fn warnings(environment: &Environment) -> Vec<&'static str> {
+    let busy = environment.load_before[0] > environment.cpus as f64 / 2.0;
+    let busy = busy.then_some(
+        "the machine was busy before the start: believe the processor time per operation, not latencies or rates",
+    );
+    let slow =
+        (!environment.optimised).then_some("this program was built without optimisation: use cargo run --release");
+    busy.into_iter().chain(slow).collect()
+}
+
+/// What the figures of a comparison mean, and those that belong to no row.
+pub fn legend(comparison: &Comparison) -> String {
     let mut text = String::new();
     let _ = writeln!(
         text,
@@ -337,7 +356,17 @@ pub fn comparison(comparison: &Comparison) -> String {
             settings.server_cpus, settings.client_cpus
         );
     }
-    text.push_str(&machine(environment));
+    text
+}
+
+/// The foot of a comparison.
+pub fn comparison(comparison: &Comparison) -> String {
+    legend(comparison) + &machine(&comparison.environment) + &ending(comparison)
+}
+
+/// Why a comparison has no more rows, and what was measured of the round that has no end; empty when it is whole.
+pub fn ending(comparison: &Comparison) -> String {
+    let mut text = String::new();
     if let Some(error) = &comparison.error {
         let _ = writeln!(text, "*** ENDED EARLY: {error} ***");
     }
@@ -368,7 +397,8 @@ mod tests {
     fn numbers_are_short() {
         assert_eq!(short(12_345_678.0), "12.3 M");
         assert_eq!(short(1_234_567.0), "1.23 M");
-        assert_eq!(short(12_345.0), "12 k");
+        assert_eq!(short(123_456.0), "123 k");
+        assert_eq!(short(12_345.0), "12.3 k");
         assert_eq!(short(1.234), "1.23");
         assert_eq!(time(1_500.0), "1.50 ms");
     }
