@@ -371,7 +371,7 @@ pub fn ending(comparison: &Comparison) -> String {
         let _ = writeln!(text, "*** ENDED EARLY: {error} ***");
     }
     if comparison.interrupted {
-        let _ = writeln!(text, "interrupted: the rows above are what was measured");
+        let _ = writeln!(text, "interrupted: no more was measured than what is printed here");
     }
     for run in comparison.partial.iter().filter(|run| run.operations > 0) {
         let _ = writeln!(
