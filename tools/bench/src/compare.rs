@@ -324,6 +324,23 @@ impl RowResult {
         2 * runs().filter(|run| run.generator_bound(server_cpus)).count() > runs().count()
     }
 
+    /// The remarks on all of `servers`: each once, with the servers it is about.
+    pub fn remarks_on(&self, servers: &[String], server_cpus: usize) -> Vec<String> {
+        let mut all: Vec<(String, Vec<&str>)> = Vec::new();
+        for (index, server) in servers.iter().enumerate() {
+            for remark in self.remarks(index, server_cpus) {
+                match all.iter_mut().find(|(known, _)| *known == remark) {
+                    Some((_, of)) => of.push(server),
+                    None => all.push((remark, vec![server])),
+                }
+            }
+        }
+        let lines = all.into_iter();
+        lines
+            .map(|(remark, of)| format!("{}: {remark}", of.join(", ")))
+            .collect()
+    }
+
     /// What a reader must know of server `index` before believing its line.
     pub fn remarks(&self, index: usize, server_cpus: usize) -> Vec<String> {
         let runs = || self.rounds.iter().filter_map(|round| round.get(index));
@@ -341,7 +358,7 @@ impl RowResult {
         };
         if 2 * runs().filter(|run| idle(run)).count() > runs().count() {
             remarks.push(
-                "neither side was busy: both waited for each other, and the rate says no more than the latency does"
+                "neither side was busy: they waited for each other, or for a CPU that others used; the rate says no more than the latency does"
                     .to_owned(),
             );
         }
@@ -688,6 +705,12 @@ mod tests {
         };
         assert!(remarks(0.3, 0.5)[0].contains("neither side was busy"));
         assert!(remarks(0.3, 0.95).is_empty());
+        let misses = RowResult {
+            row: Row::SINGLE[0],
+            rounds: vec![vec![run_of(1.0, 7), run_of(1.0, 7), run_of(1.0, 7)]],
+        };
+        let lines = misses.remarks_on(&["a".to_owned(), "b".to_owned()], 1);
+        assert!(lines.len() == 1 && lines[0].starts_with("a, b: 7 reads"), "{lines:?}");
         assert!(!remarks(0.99, 0.5)[0].contains("neither side"));
     }
 

@@ -306,6 +306,7 @@ fn sweep_rates(args: &SweepArgs, stop: &AtomicBool) -> Result<ExitCode, BenchErr
     let search = SweepSettings {
         start_per_s: args.load.rate,
         max_per_s: args.max_rate.clamp(1.0, 1e9),
+        min_per_s: SweepSettings::lowest(settings.duration.as_secs_f64()),
         bound_us: args.bound.as_secs_f64() * 1e6,
         precision: (args.precision / 100.0).clamp(0.001, 1.0),
         arrival: args.load.arrival,

@@ -215,10 +215,8 @@ fn comparison_figures(body: &mut String, comparison: &Comparison, row: &RowResul
         body.push_str("</tr>");
     }
     body.push_str("</table>");
-    for (index, server) in comparison.servers.iter().enumerate() {
-        for remark in row.remarks(index, comparison.settings.server_cpus.len()) {
-            let _ = write!(body, "<p class=\"small\">{}: {}</p>", escape(server), escape(&remark));
-        }
+    for remark in row.remarks_on(&comparison.servers, comparison.settings.server_cpus.len()) {
+        let _ = write!(body, "<p class=\"small\">{}</p>", escape(&remark));
     }
 }
 

@@ -266,10 +266,8 @@ pub fn row(comparison: &Comparison, row: &RowResult) -> String {
         lines.add_row(cells);
     }
     let _ = writeln!(text, "{lines}");
-    for (index, server) in comparison.servers.iter().enumerate() {
-        for remark in row.remarks(index, server_cpus) {
-            let _ = writeln!(text, "{server}: {remark}");
-        }
+    for remark in row.remarks_on(&comparison.servers, server_cpus) {
+        let _ = writeln!(text, "{remark}");
     }
     text
 }
