@@ -82,6 +82,8 @@ impl Closing {
 #[derive(Debug, Default)]
 pub(crate) struct Batch<'t> {
     pub(crate) keys: Vec<&'t [u8]>,
+    /// The hash of each key.
+    pub(crate) hashes: Vec<u64>,
     pub(crate) readers: Vec<Reader>,
     pub(crate) writes: Vec<(Origin, Command<'t>)>,
     pub(crate) pages: Vec<(Reader, bool, Scan<'t>)>,
@@ -103,6 +105,7 @@ impl Batch<'_> {
     fn recycle<'b>(self) -> Batch<'b> {
         Batch {
             keys: recycle(self.keys, |_| -> &'b [u8] { &[] }),
+            hashes: self.hashes,
             readers: self.readers,
             writes: recycle(self.writes, |(origin, _)| {
                 (
@@ -257,6 +260,7 @@ impl<D: Disk> Dispatch<D> {
             turn.route(place as u32, request);
         }
         let mut shards = std::mem::take(&mut turn.dispatch.busy_shards);
+        turn.fetch_ahead(&shards);
         for shard in shards.drain(..) {
             turn.execute(shard);
         }
@@ -373,6 +377,9 @@ impl<D: Disk> Dispatch<D> {
             })
             .sum();
         stats::encode_core(self.core, &self.stats, out);
+        if let Some(flags) = self.groups().next().map(Group::flags) {
+            stats::encode_flags(self.core, flags, out);
+        }
         for (number, member) in self.members.iter_mut().enumerate() {
             let number = number as u16;
             if let Member::Group(group) = member {
@@ -589,13 +596,12 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
         if owner(shard, self.dispatch.cores) != self.dispatch.core {
             return false;
         }
-        let batch = self.batch(shard);
-        batch.keys.push(key);
-        batch.readers.push(Reader {
+        let reader = Reader {
             origin,
             incoming: place,
             consistency: 0,
-        });
+        };
+        self.read_later(shard, key, reader);
         true
     }
 
@@ -695,13 +701,12 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
         if self.is_ahead(shard, consistency) {
             return self.too_stale(shard, origin, None);
         }
-        let batch = self.batch(shard);
-        batch.keys.push(key);
-        batch.readers.push(Reader {
+        let reader = Reader {
             origin,
             incoming: place,
             consistency: consistency.code(),
-        });
+        };
+        self.read_later(shard, key, reader);
     }
 
     /// A request with several keys: what this core owns is executed here; of a request of this core's the rest is forwarded.
@@ -886,6 +891,37 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
         }
     }
 
+    /// Adds a lookup to the turn.
+    #[inline]
+    fn read_later(&mut self, shard: u16, key: &'t [u8], reader: Reader) {
+        let hash = match &self.dispatch.members[usize::from(shard)] {
+            Member::Alone(replica) => replica.shard().hash(key),
+            // Read when a majority has said that it may be, and looked for then.
+            Member::Group(_) | Member::Elsewhere => 0,
+        };
+        let batch = self.batch(shard);
+        batch.keys.push(key);
+        batch.hashes.push(hash);
+        batch.readers.push(reader);
+    }
+
+    /// Has memory begin with what the lookups of all these shards need first, so that none waits for it alone.
+    fn fetch_ahead(&self, shards: &[u16]) {
+        let reads = |&shard: &u16| {
+            let Member::Alone(replica) = &self.dispatch.members[usize::from(shard)] else {
+                return None;
+            };
+            Some((replica.shard(), &self.batches[usize::from(shard)].hashes[..]))
+        };
+        for (shard, hashes) in shards.iter().filter_map(reads) {
+            shard.prefetch_index(hashes);
+        }
+        for (shard, hashes) in shards.iter().filter_map(reads) {
+            shard.prefetch_entries(hashes);
+        }
+    }
+
+    #[inline]
     fn batch(&mut self, shard: u16) -> &mut Batch<'t> {
         let batch = &mut self.batches[usize::from(shard)];
         if batch.keys.is_empty() && batch.writes.is_empty() && batch.pages.is_empty() && batch.lax.is_empty() {

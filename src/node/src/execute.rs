@@ -19,10 +19,6 @@ use crate::replica::Replica;
 use crate::replies::{Origin, Replies};
 use crate::streams::Streams;
 
-/// Reads of one shard in one turn from which on they are looked up as a batch, so that memory is fetched ahead. Two at a time
-/// are slower than one by one.
-const BATCH_FROM: usize = 4;
-
 /// How long a client waits before it asks again who leads a shard, where nobody does.
 const LEADERLESS_RETRY: Duration = Duration::from_millis(50);
 
@@ -47,6 +43,7 @@ impl<D: Disk> Turn<'_, '_, D> {
             Member::Group(group) => self.execute_in_group(shard, group, &mut batch),
         }
         batch.keys.clear();
+        batch.hashes.clear();
         batch.readers.clear();
         self.dispatch.members[usize::from(shard)] = member;
         self.batches[usize::from(shard)] = batch;
@@ -65,7 +62,7 @@ impl<D: Disk> Turn<'_, '_, D> {
             self.read(
                 shard,
                 replica.shard_mut(),
-                &batch.keys,
+                (&batch.keys, Some(&batch.hashes)),
                 &batch.readers,
                 Freshness::Newest,
             );
@@ -90,7 +87,7 @@ impl<D: Disk> Turn<'_, '_, D> {
             if !batch.keys.is_empty() {
                 replica.machine().with(|machine| {
                     let state = machine.shard_mut();
-                    self.read(shard, state, &batch.keys, &batch.readers, Freshness::Newest);
+                    self.read(shard, state, (&batch.keys, None), &batch.readers, Freshness::Newest);
                 });
                 if !self.dispatch.late.is_empty() {
                     let hashes = |keys: &[&[u8]], late: &[(usize, Version)]| {
@@ -410,7 +407,7 @@ impl<D: Disk> Turn<'_, '_, D> {
                     }
                 }
             }
-            self.read(shard, state, &keys, &readers, freshness);
+            self.read(shard, state, (&keys, None), &readers, freshness);
             for (place, version) in self.dispatch.late.drain(..) {
                 expired.push((readers[place].origin, (state.hash(keys[place]), version)));
             }
@@ -447,7 +444,15 @@ impl<D: Disk> Turn<'_, '_, D> {
         }
     }
 
-    fn read(&mut self, shard: u16, state: &mut Shard, keys: &[&[u8]], readers: &[Reader], freshness: Freshness) {
+    /// Looks keys up, whose hashes may be known, and answers.
+    fn read(
+        &mut self,
+        shard: u16,
+        state: &mut Shard,
+        (keys, hashes): (&[&[u8]], Option<&[u64]>),
+        readers: &[Reader],
+        freshness: Freshness,
+    ) {
         let mut meta = self.replies.meta(Status::Ok);
         meta.shard = shard;
         meta.index = state.applied_index();
@@ -460,7 +465,7 @@ impl<D: Disk> Turn<'_, '_, D> {
             &mut self.dispatch.stats.reads,
         );
         let stale = Consistency::Stale { max_age_ms: 0 }.code();
-        let mut each = |place: usize, entry: Option<EntryRef<'_>>| {
+        let each = |place: usize, entry: Option<EntryRef<'_>>| {
             let reader = &readers[place];
             let mut options = ReplyOptions::default();
             if reader.consistency != 0 {
@@ -496,12 +501,9 @@ impl<D: Disk> Turn<'_, '_, D> {
                 put_off.push(reader.incoming);
             }
         };
-        if keys.len() < BATCH_FROM {
-            for (place, key) in keys.iter().enumerate() {
-                each(place, state.get(key));
-            }
-        } else {
-            state.get_batch(keys, each);
+        match hashes {
+            Some(hashes) => state.get_batch_hashed(keys, hashes, each),
+            None => state.get_batch(keys, each),
         }
     }
 
@@ -509,7 +511,7 @@ impl<D: Disk> Turn<'_, '_, D> {
     /// so that no replica serves them afterwards.
     fn read_expired(&mut self, shard: u16, replica: &mut Replica<Origin>, batch: &Batch<'_>) {
         let mut late = std::mem::take(&mut self.dispatch.late);
-        let hash = |&(place, version): &(usize, Version)| (replica.shard().hash(batch.keys[place]), version);
+        let hash = |&(place, version): &(usize, Version)| (batch.hashes[place], version);
         let expired: Vec<_> = late.iter().map(hash).collect();
         replica.propose_expiry(self.moment.now_ms, &expired);
         let mut meta = self.replies.meta(Status::NotFound);

@@ -417,6 +417,11 @@ impl<D: Disk> Group<D> {
         })
     }
 
+    /// Of all replicas of the core: whether what is acknowledged is on disks, and whether the journal has failed.
+    pub(crate) fn flags(&self) -> [bool; 2] {
+        [self.shards.journal().is_durable(), self.shards.failure().is_some()]
+    }
+
     /// Appends what is to be known of the replica, beside the state.
     pub(crate) fn encode_stats(&self, out: &mut BytesMut) {
         let Some(replica) = self.replica() else { return };

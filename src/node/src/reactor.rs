@@ -26,6 +26,9 @@ use crate::raft::transport::PeerTransport;
 use crate::replies::Replies;
 use crate::streams::Streams;
 
+/// Rounds that the tasks of replicas get before each turn: an entry passes several of them on its way.
+const ROUNDS_PER_TURN: usize = 4;
+
 /// Bytes of a shard's log kept in memory for followers that are a little behind.
 const KEPT_BYTES: usize = 4 << 20;
 
@@ -239,6 +242,15 @@ impl<E: Env> Core<E> {
         within(Rc::clone(&self.ambient), self.turns()).await;
     }
 
+    /// Lets the replicas finish what they are at, so that what all of them have to say leaves in one turn.
+    async fn settle(&self) {
+        if self.shards.is_some() {
+            for _ in 0..ROUNDS_PER_TURN {
+                self.env.yield_now().await;
+            }
+        }
+    }
+
     async fn turns(mut self) {
         let mut turns = 0;
         while !self.is_done() {
@@ -248,6 +260,7 @@ impl<E: Env> Core<E> {
                 turns = 0;
                 let deadline = self.next_deadline();
                 self.env.park(deadline).await;
+                self.settle().await;
             } else if turns >= TURNS_PER_YIELD {
                 turns = 0;
                 self.env.yield_now().await;

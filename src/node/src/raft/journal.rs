@@ -318,6 +318,11 @@ impl<D: Disk> Journal<D> {
         self.0.state.borrow().failure.clone()
     }
 
+    /// Whether it is on a disk.
+    pub fn is_durable(&self) -> bool {
+        self.0.disk.is_some()
+    }
+
     /// Whether it was stopped.
     pub fn is_stopped(&self) -> bool {
         self.0.state.borrow().stopped

@@ -38,7 +38,7 @@ const SESSIONS_PER_SWEEP: usize = 256;
 const ENTRY_BYTES: usize = 512 << 10;
 
 /// Entries of a shard on their way at once.
-pub const PIPELINE: usize = 2;
+pub const PIPELINE: usize = 1;
 
 /// Bytes of entries that may gather.
 const GATHERED_BYTES: usize = 32 << 20;
