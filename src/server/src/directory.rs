@@ -121,7 +121,7 @@ impl DataDirectory {
     /// be passed over in silence, or taken for more than it is.
     pub fn made_for(&self, asked: Durability) -> Result<(), DirectoryError> {
         let path = self.path.join("durability");
-        let Some(text) = self.read(&path)? else {
+        let Some(text) = read(&path)? else {
             return self.keep(&path, asked.name());
         };
         let known = [Durability::Sync, Durability::Memory];
@@ -138,8 +138,8 @@ impl DataDirectory {
     /// Takes the next epoch: larger than any before and at least `least`, durably. A node that keeps nothing begins with empty
     /// shards, and clients must not take its map for the one they know.
     pub fn next_epoch(&self, least: u32) -> Result<u32, DirectoryError> {
-        let last = self.last_epoch()?.unwrap_or(0);
-        let epoch = last.saturating_add(1).max(now_s()).max(least);
+        let next = self.last_epoch()?.map_or(1, |last| last.saturating_add(1));
+        let epoch = next.max(now_s()).max(least);
         self.keep(&self.path.join("epoch"), &epoch.to_string())?;
         Ok(epoch)
     }
@@ -154,7 +154,7 @@ impl DataDirectory {
 
     fn last_epoch(&self) -> Result<Option<u32>, DirectoryError> {
         let path = self.path.join("epoch");
-        let Some(text) = self.read(&path)? else {
+        let Some(text) = read(&path)? else {
             return Ok(None);
         };
         match text.parse() {
@@ -166,7 +166,7 @@ impl DataDirectory {
     /// The directory's own identity, drawn when it was made. Other nodes see by it that a node has lost what it had.
     pub fn identity(&self) -> Result<u128, DirectoryError> {
         let path = self.path.join("identity");
-        if let Some(text) = self.read(&path)? {
+        if let Some(text) = read(&path)? {
             let identity = u128::from_str_radix(&text, 16).ok().filter(|_| text.len() == 32);
             return identity.ok_or(DirectoryError::Identity { path, text });
         }
@@ -178,18 +178,6 @@ impl DataDirectory {
         let identity = u128::from_le_bytes(bytes);
         self.keep(&path, &format!("{identity:032x}"))?;
         Ok(identity)
-    }
-
-    /// Reads a file of one line; `None` if there is none.
-    fn read(&self, path: &Path) -> Result<Option<String>, DirectoryError> {
-        match fs::read_to_string(path) {
-            Ok(text) => Ok(Some(text.trim().to_owned())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(DirectoryError::NotWritable {
-                path: path.to_owned(),
-                error,
-            }),
-        }
     }
 
     /// Writes a file of one line durably, in place of the one before.
@@ -205,6 +193,18 @@ impl DataDirectory {
         File::open(&self.path)
             .and_then(|directory| directory.sync_all())
             .map_err(failure)
+    }
+}
+
+/// Reads a file of one line; `None` if there is none.
+fn read(path: &Path) -> Result<Option<String>, DirectoryError> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(DirectoryError::NotWritable {
+            path: path.to_owned(),
+            error,
+        }),
     }
 }
 

@@ -53,7 +53,7 @@ pub enum NodeError {
         /// The core's directory.
         directory: PathBuf,
         /// What it said.
-        error: StartError,
+        error: Box<StartError>,
     },
     /// What a core keeps is damaged.
     #[error(
@@ -81,11 +81,15 @@ impl NodeError {
             file,
             damage,
         };
+        let core = |directory: PathBuf, error: StartError| Self::Core {
+            directory,
+            error: Box::new(error),
+        };
         match error {
             StartError::Journal(OpenError::Corrupt {
                 error: RecoveryError::ForeignJournal { .. } | RecoveryError::UnsupportedVersion { .. },
                 ..
-            }) => Self::Core { directory: own, error },
+            }) => core(own, error),
             StartError::Journal(OpenError::Corrupt { file, error }) => damaged(own.join(file), error.to_string()),
             StartError::Journal(OpenError::Identity(error @ IdentityError::Damaged)) => {
                 damaged(own.join("journal/identity"), error.to_string())
@@ -98,7 +102,7 @@ impl NodeError {
                     format!("a snapshot of shard {shard} is damaged ({error}; {verify})"),
                 )
             }
-            error => Self::Core { directory: own, error },
+            error => core(own, error),
         }
     }
 }
@@ -186,7 +190,7 @@ impl Node {
             directory: identity,
             journal,
         };
-        let core = core_config(config, &certificates, address, start)?;
+        let core = core_config(config, &certificates, address, &start)?;
         let cpus: Option<Vec<usize>> = config.pin.then(|| {
             let cpus = config.cpus.clone().unwrap_or_else(preflight::cpus);
             cpus.into_iter().take(cores.into()).collect()
@@ -245,7 +249,7 @@ fn core_config(
     config: &Config,
     certificates: &Arc<Certificates>,
     address: SocketAddr,
-    start: Start,
+    start: &Start,
 ) -> Result<CoreConfig, NodeError> {
     let crypto = |error: &dyn std::fmt::Display| NodeError::Crypto(error.to_string());
     let tls = certificates

@@ -208,7 +208,7 @@ mod tests {
         for part in [&[1; 5000][..], &[2; 10]] {
             encoder
                 .chunk(ChunkKind::Entries, &mut bytes, |payload| {
-                    payload.extend_from_slice(part)
+                    payload.extend_from_slice(part);
                 })
                 .unwrap();
         }
@@ -226,7 +226,7 @@ mod tests {
         fs::write(inner.join("b.snapshot.new"), "unfinished").unwrap();
         let mut files = Vec::new();
         find(directory.path(), &mut files).unwrap();
-        assert_eq!(files, [path.clone()]);
+        assert_eq!(files, std::slice::from_ref(&path));
         let listed = read(&path, false).unwrap().json(&path);
         assert_eq!((&listed["shard"], &listed["chunks"]), (&json!(3), &Value::Null));
         let verified = read(&path, true).unwrap().json(&path);

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use bytesize::ByteSize;
 use generation_node::Replication;
+use generation_node::env::disk::BLOCK_BYTES;
 use serde::Deserialize;
 
 use super::{Config, ConfigError};
@@ -92,7 +93,7 @@ impl Default for Journal {
     fn default() -> Self {
         Self {
             size: ByteSize::gib(1),
-            segment: ByteSize::mib(16),
+            segment: ByteSize::mib(32),
             snapshot_after: None,
         }
     }
@@ -101,8 +102,21 @@ impl Default for Journal {
 /// Least number of segments of a core's journal: below, a snapshot that is being taken would hold up writes.
 const MIN_SEGMENTS: u64 = 4;
 
-/// What a segment holds beside the longest value: the entry's key, the segment's checkpoint, and what is kept free for votes.
-const BESIDE_VALUE_BYTES: u64 = 1 << 20;
+/// Entries of the log with several commands are not longer than this, in bytes.
+const BATCH_BYTES: u64 = 512 << 10;
+
+/// What an entry of the log holds beside its commands' values and victims: keys and headers.
+const BESIDE_BYTES: u64 = 128 << 10;
+
+/// Least length of a segment. The longest entry of the log must fit half of one: openraft takes an entry that cannot be written for the
+/// end of the replica. A value comes with the victims that make room for it, at most five bytes for eight of its own.
+fn least_segment_bytes(max_value_bytes: u64) -> u64 {
+    let commands = max_value_bytes.max(BATCH_BYTES);
+    let least = 2 * (commands + commands * 5 / 8 + BESIDE_BYTES);
+    least
+        .max(Replication::MIN_SEGMENT_BYTES)
+        .next_multiple_of(BLOCK_BYTES as u64)
+}
 
 fn identity<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u128>, D::Error> {
     let text = String::deserialize(deserializer)?;
@@ -234,16 +248,15 @@ impl Config {
         } = &self.journal;
         let (size, segment) = (size.as_u64(), segment.as_u64());
         let iec = |bytes| ByteSize::b(bytes).display().iec();
-        let least = Replication::MIN_SEGMENT_BYTES.max(self.limits.max_value.as_u64() + BESIDE_VALUE_BYTES);
+        let least = least_segment_bytes(self.limits.max_value.as_u64());
         if segment < least {
             return wrong(
                 "journal.segment",
                 format!("must be at least {least} bytes, so that a value of `limits.max_value` fits"),
             );
         }
-        if !segment.is_multiple_of(generation_node::env::disk::BLOCK_BYTES as u64) {
-            let blocks = generation_node::env::disk::BLOCK_BYTES;
-            return wrong("journal.segment", format!("must be a multiple of {blocks} bytes"));
+        if !segment.is_multiple_of(BLOCK_BYTES as u64) {
+            return wrong("journal.segment", format!("must be a multiple of {BLOCK_BYTES} bytes"));
         }
         let share = size / u64::from(cores);
         let segments = share / segment;
@@ -430,14 +443,14 @@ mod tests {
     fn journals_are_split_over_the_cores() {
         let share = |text: &str, cores| parse(text).journal_share(cores);
         let whole = share("", 1).unwrap();
-        assert_eq!((whole.segments, whole.segment_bytes), (64, 16 << 20));
+        assert_eq!((whole.segments, whole.segment_bytes), (32, 32 << 20));
         assert_eq!(whole.snapshot_bytes, 256 << 20);
-        assert_eq!(share("", 16).unwrap().segments, 4);
+        assert_eq!(share("", 8).unwrap().segments, 4);
         for (text, cores, key) in [
-            ("", 17, "journal.size"),
-            ("journal.size = \"63MiB\"", 1, "journal.size"),
-            ("journal.segment = \"8MiB\"", 1, "journal.segment"),
-            ("journal.segment = 16777217", 1, "journal.segment"),
+            ("", 9, "journal.size"),
+            ("journal.size = \"127MiB\"", 1, "journal.size"),
+            ("journal.segment = \"16MiB\"", 1, "journal.segment"),
+            ("journal.segment = 33554433", 1, "journal.segment"),
             ("limits.max_value = 1\njournal.segment = 4096", 1, "journal.segment"),
             ("journal.snapshot_after = 1", 1, "journal.snapshot_after"),
         ] {

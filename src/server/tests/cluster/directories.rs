@@ -188,7 +188,7 @@ fn a_flipped_bit_in_a_snapshot_is_found_offline_and_refused_by_a_node_that_is_al
     reconfigure(&cluster, "data_dir = \"node-1\"", "data_dir = \"small\"");
     reconfigure(
         &cluster,
-        "size = 268435456\nsegment = 16777216",
+        "size = 268435456\nsegment = 33554432",
         "size = \"8MiB\"\nsegment = \"2MiB\"\nsnapshot_after = \"2MiB\"",
     );
     reconfigure(&cluster, "[log]", "[limits]\nmax_value = \"64KiB\"\n\n[log]");

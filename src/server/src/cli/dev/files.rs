@@ -24,7 +24,7 @@ const RENEWED: Duration = Duration::from_hours(24 * 30);
 /// Bytes of a node's journals, where its cores are few enough.
 const JOURNALS_BYTES: u64 = 256 << 20;
 /// Bytes of a segment of them: the longest value fits.
-const SEGMENT_BYTES: u64 = 16 << 20;
+const SEGMENT_BYTES: u64 = 32 << 20;
 /// Least bytes of a core's journal.
 const JOURNAL_BYTES: u64 = 4 * SEGMENT_BYTES;
 
