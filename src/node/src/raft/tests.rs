@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use generation_engine::batch::Operation;
 use generation_engine::machine::Reply;
 use generation_engine::session::{SessionLimits, SessionWrite};
 use generation_engine::{Command, Condition, Outcome as EngineOutcome, Policy, ShardConfig, Version};
@@ -111,8 +112,7 @@ async fn propose(
     };
     let writes = commands.iter().enumerate().map(|(token, command)| Write {
         token,
-        command: *command,
-        session: None,
+        operation: (*command).into(),
     });
     let mut writes: Vec<_> = writes.collect();
     let now = super::runtime::Ambient::now(bench);
@@ -189,8 +189,10 @@ fn entries_and_sessions_whose_time_has_come_are_swept() {
         };
         let mut writes = vec![Write {
             token: 0,
-            command: put(b"k", b"v", 0),
-            session: Some(session),
+            operation: Operation::Command {
+                command: put(b"k", b"v", 0),
+                session: Some(session),
+            },
         }];
         let now = super::runtime::Ambient::now(&bench);
         proposer.propose(&replica, now, 5_000, &mut writes, &wake);
