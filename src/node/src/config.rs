@@ -99,11 +99,12 @@ pub struct Replication {
     pub cluster: u128,
     /// What an acknowledged write has survived.
     pub durability: Durability,
-    /// Length of a segment of a core's journal in bytes, a multiple of 4096, at least [`Replication::MIN_SEGMENT_BYTES`].
+    /// Length of a segment of a core's journal in bytes, a multiple of 4096, at least [`Replication::MIN_SEGMENT_BYTES`] and longer by
+    /// that than the longest value.
     pub segment_bytes: u64,
     /// Most segments of a core's journal, at least 4.
     pub segments: usize,
-    /// Bytes of a shard's log after which a snapshot is taken.
+    /// Bytes a shard's log must have grown by before a snapshot is taken, unless the journal needs room.
     pub snapshot_bytes: u64,
     /// Patience of replicas with each other.
     pub timing: Timing,

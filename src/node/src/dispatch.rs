@@ -385,6 +385,9 @@ impl<D: Disk> Dispatch<D> {
             })
             .sum();
         stats::encode_core(self.core, &self.stats, out);
+        if let Some(flags) = self.groups().next().map(Group::flags) {
+            stats::encode_flags(self.core, flags, out);
+        }
         for (number, member) in self.members.iter_mut().enumerate() {
             let number = number as u16;
             if let Member::Group(group) = member {

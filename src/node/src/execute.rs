@@ -267,9 +267,10 @@ impl<D: Disk> Turn<'_, '_, D> {
     fn settle(&mut self, shard: u16, group: &mut Group<D>) {
         let Some(replica) = group.replica() else { return };
         let mut answers = Vec::new();
-        group
-            .proposer
-            .drain(&replica, self.moment.now, |token, answer| answers.push((token, answer)));
+        let (wake, now, now_ms) = (group.wake(), self.moment.now, self.moment.now_ms);
+        group.proposer.drain(&replica, now, now_ms, &wake, |token, answer| {
+            answers.push((token, answer))
+        });
         for (token, answer) in answers {
             self.settled(shard, group, token, answer);
         }
@@ -300,6 +301,7 @@ impl<D: Disk> Turn<'_, '_, D> {
                 };
                 self.refuse(shard, origin, refused);
             }
+            Answer::NoQuorum => self.refuse(shard, origin, Refused::NoQuorum),
             // The protocol's limits are checked when a request is decoded and are not above those of a log entry.
             Answer::Refused(error) => self.say(shard, origin, Status::ValueTooLarge, &error.to_string()),
             Answer::InDoubt if is_write => {

@@ -24,6 +24,7 @@ use generation_proto::map::{Replica as MapReplica, Shard as MapShard};
 use generation_proto::options::Moved;
 
 use crate::env::disk::Disk;
+use crate::quiescer::Quiescer;
 use crate::raft::network::Transport as _;
 use crate::raft::proposer::Proposer;
 use crate::raft::replica::{self, Leader, ReadError};
@@ -32,9 +33,6 @@ use crate::raft::transport::PeerTransport;
 use crate::raft::types::LogId;
 use crate::replies::Origin;
 use crate::stats;
-
-/// Log entries of a shard proposed and not answered, above which writes are `Busy`.
-const ENTRIES_IN_FLIGHT: usize = 256;
 
 /// How long a proposal may take before it is in doubt: far longer than any election, for disks that stall.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
@@ -147,6 +145,7 @@ pub(crate) struct Group<D: Disk> {
     epoch: u32,
     shards: Shards<D, PeerTransport>,
     transport: PeerTransport,
+    quiescer: Rc<Quiescer<D>>,
     pub(crate) proposer: Proposer<Token>,
     news: Rc<News>,
     wake: Rc<dyn Fn()>,
@@ -179,6 +178,7 @@ pub(crate) struct Common<D: Disk> {
     pub(crate) epoch: u32,
     pub(crate) shards: Shards<D, PeerTransport>,
     pub(crate) transport: PeerTransport,
+    pub(crate) quiescer: Rc<Quiescer<D>>,
     pub(crate) news: Rc<News>,
     pub(crate) patience: Duration,
 }
@@ -194,6 +194,7 @@ impl<D: Disk> Group<D> {
             epoch: common.epoch,
             shards: common.shards.clone(),
             transport: common.transport.clone(),
+            quiescer: Rc::clone(&common.quiescer),
             proposer: Proposer::new(WRITE_PATIENCE),
             news: Rc::clone(&common.news),
             wake: Rc::new(wake),
@@ -263,9 +264,10 @@ impl<D: Disk> Group<D> {
         if self.shards.space() == Space::Low {
             return Err(Refused::ReadOnly);
         }
-        if self.proposer.in_flight() >= ENTRIES_IN_FLIGHT {
+        if self.proposer.is_full() {
             return Err(Refused::Busy);
         }
+        self.quiescer.asked(self.shard, now);
         Ok(replica)
     }
 
@@ -347,6 +349,7 @@ impl<D: Disk> Group<D> {
             return;
         }
         let Some(replica) = self.replica() else { return };
+        self.quiescer.asked(self.shard, now);
         self.asked = Some((now, std::mem::take(&mut self.waiting)));
         let (confirmed, wake) = (Rc::clone(&self.confirmed), self.wake());
         self.shards.spawn(async move {
@@ -414,6 +417,11 @@ impl<D: Disk> Group<D> {
         })
     }
 
+    /// Of all replicas of the core: whether what is acknowledged is on disks, and whether the journal has failed.
+    pub(crate) fn flags(&self) -> [bool; 2] {
+        [self.shards.journal().is_durable(), self.shards.failure().is_some()]
+    }
+
     /// Appends what is to be known of the replica, beside the state.
     pub(crate) fn encode_stats(&self, out: &mut BytesMut) {
         let Some(replica) = self.replica() else { return };
@@ -426,6 +434,7 @@ impl<D: Disk> Group<D> {
             ("log_index", replica.last_index()),
             ("snapshot_index", status.snapshot.unwrap_or(0)),
             ("journal_bytes", self.shards.journal().held_bytes(u32::from(self.shard))),
+            ("quiesced", u64::from(self.quiescer.is_still(self.shard))),
             ("snapshotting", u64::from(replica.machine().is_building())),
         ];
         stats::encode_of_shard(self.shard, &counters, out);

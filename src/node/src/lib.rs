@@ -25,6 +25,7 @@ mod execute;
 mod group;
 pub mod mesh;
 pub mod peers;
+mod quiescer;
 pub mod raft;
 mod reactor;
 mod replica;

@@ -12,11 +12,11 @@ use generation_quic::{Driver, DriverConfig};
 use crate::config::{CoreConfig, Replication};
 use crate::connections::{Connections, Context};
 use crate::dispatch::{Dispatch, Incoming, Moment, Source, owner};
-use crate::env::disk::Disk;
 use crate::env::{CoreId, Datagram, Env, Transmit};
 use crate::group::{Common, News};
 use crate::mesh::MeshMessage;
 use crate::peers::{Handler, Liveness, PeerId, Peers, Request, Routed};
+use crate::quiescer::{self, Quiescer};
 use crate::raft::joining::Placement;
 use crate::raft::journal::{Identity, JournalConfig};
 use crate::raft::machine::MachineConfig;
@@ -25,6 +25,9 @@ use crate::raft::shards::{Shards, ShardsConfig, ShardsError};
 use crate::raft::transport::PeerTransport;
 use crate::replies::Replies;
 use crate::streams::Streams;
+
+/// Rounds that the tasks of replicas get before each turn: an entry passes several of them on its way.
+const ROUNDS_PER_TURN: usize = 4;
 
 /// Bytes of a shard's log kept in memory for followers that are a little behind.
 const KEPT_BYTES: usize = 4 << 20;
@@ -106,7 +109,18 @@ async fn open_groups<E: Env>(
         };
         shards.settle(Rc::clone(&placement), machine).await?;
     }
-    peers.set_handler(Rc::new(Answering { shards: shards.clone() }));
+    let quiescer = Quiescer::new(
+        config.node,
+        shards.clone(),
+        transport.clone(),
+        peers.clone(),
+        replication.timing.election_max,
+    );
+    peers.set_handler(Rc::new(Answering {
+        env: env.clone(),
+        shards: shards.clone(),
+        quiescer: Rc::clone(&quiescer),
+    }));
     let bell = env.clone();
     Ok(Common {
         node: config.node,
@@ -114,28 +128,38 @@ async fn open_groups<E: Env>(
         epoch: config.epoch,
         shards,
         transport,
+        quiescer,
         news: News::new(move || bell.wake()),
         patience: replication.timing.election_max * 2,
     })
 }
 
 /// Answers the other nodes.
-struct Answering<D: Disk> {
-    shards: Shards<D, PeerTransport>,
+struct Answering<E: Env> {
+    env: E,
+    shards: Shards<E::Disk, PeerTransport>,
+    quiescer: Rc<Quiescer<E::Disk>>,
 }
 
-impl<D: Disk> Handler for Answering<D> {
+impl<E: Env> Handler for Answering<E> {
     fn request(&self, request: Request) {
         let (shard, kind) = (request.shard, request.kind);
         let (payload, answer) = request.into_answer();
+        self.quiescer.active(shard, self.env.now());
         let shards = self.shards.clone();
         self.shards
             .spawn(async move { answer.reply(shards.handle(shard, kind, payload).await) });
     }
 
-    fn message(&self, _: PeerId, _: u16, _: u8, _: Bytes) {}
+    fn message(&self, from: PeerId, shard: u16, kind: u8, payload: Bytes) {
+        if kind == quiescer::KIND {
+            self.quiescer.message(from, shard, &payload, self.env.now());
+        }
+    }
 
-    fn liveness(&self, _: u64, _: Liveness) {}
+    fn liveness(&self, node: u64, change: Liveness) {
+        self.quiescer.liveness(node, change, self.env.now());
+    }
 }
 
 /// Runs one core of a node that is alone until it was asked to stop and has stopped.
@@ -196,6 +220,7 @@ pub struct Core<E: Env> {
     ambient: Rc<dyn Ambient>,
     /// The replicas, if the node is replicated.
     shards: Option<Shards<E::Disk, PeerTransport>>,
+    quiescer: Option<Rc<Quiescer<E::Disk>>>,
     config: CoreConfig,
     stopping: Option<Stopping>,
     /// Other cores that stopped before this one was asked to.
@@ -217,6 +242,15 @@ impl<E: Env> Core<E> {
         within(Rc::clone(&self.ambient), self.turns()).await;
     }
 
+    /// Lets the replicas finish what they are at, so that what all of them have to say leaves in one turn.
+    async fn settle(&self) {
+        if self.shards.is_some() {
+            for _ in 0..ROUNDS_PER_TURN {
+                self.env.yield_now().await;
+            }
+        }
+    }
+
     async fn turns(mut self) {
         let mut turns = 0;
         while !self.is_done() {
@@ -226,6 +260,7 @@ impl<E: Env> Core<E> {
                 turns = 0;
                 let deadline = self.next_deadline();
                 self.env.park(deadline).await;
+                self.settle().await;
             } else if turns >= TURNS_PER_YIELD {
                 turns = 0;
                 self.env.yield_now().await;
@@ -262,6 +297,7 @@ impl<E: Env> Core<E> {
             streams: Streams::default(),
             replies: Replies::new(cores, &config),
             dispatch: Dispatch::new(&config, core, cores, peers.clone(), groups.as_ref()),
+            quiescer: groups.as_ref().map(|common| Rc::clone(&common.quiescer)),
             shards: groups.map(|common| common.shards),
             ambient,
             peers,
@@ -307,6 +343,9 @@ impl<E: Env> Core<E> {
             self.next_sweep = now + self.config.node_limits.sweep_interval;
             self.dispatch.sweep(now, now_ms);
             self.tell_of_shards();
+            if let Some(quiescer) = &self.quiescer {
+                quiescer.tend(now);
+            }
         }
         more |= self.transmit(now);
         more | self.connections.has_readable()

@@ -8,8 +8,9 @@
 //!   `index_bytes`, `hits`, `misses`, `evictions`, `expirations`, `refused`, `index` (the log index applied), `time_ms` (shard
 //!   time), `core`, and `state_hash_high` and `state_hash_low`, the two halves of the state hash. Of a replica in a group, also
 //!   `replica` (its id), `term`, `leads` (0 or 1), `votes` (0 or 1), `log_index` (the last entry of its log), `snapshot_index` (the last
-//!   entry in its newest snapshot), `journal_bytes` (of the files with live entries of its log), `snapshotting` (0 or 1).
-//! - `node.durability_sync`, `node.journal_failed`: 0 or 1.
+//!   entry in its newest snapshot), `journal_bytes` (of the files with live entries of its log), `quiesced` (0 or 1),
+//!   `snapshotting` (0 or 1).
+//! - `core.N.durability_sync`, `core.N.journal_failed`, and the same of the node, if it is replicated: 0 or 1.
 
 use bytes::BytesMut;
 use generation_engine::Shard;
@@ -163,8 +164,21 @@ pub(crate) fn encode_of_shard(number: u16, counters: &[(&str, u64)], out: &mut B
     }
 }
 
+/// What a core says of its replicas as a whole, 0 or 1; the node says 1 if one of its cores does.
+const FLAGS: [&str; 2] = ["durability_sync", "journal_failed"];
+
+/// Appends what a core says of its replicas as a whole: in the order of [`FLAGS`].
+pub(crate) fn encode_flags(core: u16, flags: [bool; 2], out: &mut BytesMut) {
+    for (name, flag) in FLAGS.iter().zip(flags) {
+        let name = &format!("core.{core}.{name}");
+        let value = u64::from(flag);
+        Stat { name, value }.encode(out);
+    }
+}
+
 /// Appends the node's totals over the cores' counters in `parts`.
 pub(crate) fn encode_totals(parts: &[u8], out: &mut BytesMut) {
+    let mut flags = [None; FLAGS.len()];
     let mut totals = vec![0_u64; NodeStats::NAMES.len()];
     let mut cores = 0;
     let mut shards = 0;
@@ -172,6 +186,9 @@ pub(crate) fn encode_totals(parts: &[u8], out: &mut BytesMut) {
         let mut name = stat.name.splitn(3, '.');
         match (name.next(), name.nth(1)) {
             (Some("core"), Some(last)) => {
+                if let Some(place) = FLAGS.iter().position(|name| *name == last) {
+                    flags[place] = flags[place].max(Some(stat.value));
+                }
                 if let Some(place) = NodeStats::NAMES.iter().position(|name| *name == last) {
                     totals[place] += stat.value;
                     cores += u64::from(place == 0);
@@ -187,6 +204,12 @@ pub(crate) fn encode_totals(parts: &[u8], out: &mut BytesMut) {
             value,
         }
         .encode(out);
+    }
+    for (name, flag) in FLAGS.iter().zip(flags) {
+        if let Some(value) = flag {
+            let name = &format!("node.{name}");
+            Stat { name, value }.encode(out);
+        }
     }
     Stat {
         name: "node.cores",

@@ -247,8 +247,7 @@ impl Quiescence {
                 self.state = State::Active;
                 act(Action::StartClock);
                 let orphaned = leader == node && change != Liveness::Up;
-                let others = order.iter().copied().filter(|&other| other != leader);
-                if orphaned && others.min_by_key(|&other| rank(self.shard, other)) == Some(self.node) {
+                if orphaned && first_in_line(self.shard, leader, order) == Some(self.node) {
                     act(Action::Campaign);
                 }
             }
@@ -294,6 +293,12 @@ impl Quiescence {
 fn wake(node: u64, term: u64, act: &mut impl FnMut(Action)) {
     let verb = QuiesceVerb::Wake;
     act(Action::Send(node, Quiesce { verb, term, index: 0 }));
+}
+
+/// Who of the nodes in `order` takes over a shard when its leader's node is gone.
+pub fn first_in_line(shard: u16, leader: u64, order: &[u64]) -> Option<u64> {
+    let others = order.iter().copied().filter(|&other| other != leader);
+    others.min_by_key(|&other| rank(shard, other))
 }
 
 /// The order in which the replicas of a shard take over, different from shard to shard so that a dead node's leaderships spread.

@@ -24,6 +24,7 @@
 //! Not here: where replicas should be (every node has one of every shard), and moving them.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -39,7 +40,8 @@ use super::machine::MachineConfig;
 use super::network::Transport;
 use super::replica::{Beginning, Outcome, Replica, ReplicaConfig, ReplicaError, Timing};
 use super::runtime::{CoreInstant, LocalOneshot, Runtime};
-use super::shards::{Durability, Shards};
+use super::shards::{Durability, Shards, ShardsError};
+use super::snapshot;
 use super::types::{Place, ReplicaId};
 use super::wire::{self, Join, JoinReply, kind};
 use crate::env::disk::Disk;
@@ -84,11 +86,22 @@ impl Placement {
 
 impl<D: Disk, T: Transport> Shards<D, T> {
     /// Starts the replica of a shard, if the journal has one, and sees to it in the background that there is one and that it votes.
-    pub async fn settle(&self, placement: Rc<Placement>, machine: MachineConfig) -> Result<(), ReplicaError> {
+    pub async fn settle(&self, placement: Rc<Placement>, machine: MachineConfig) -> Result<(), ShardsError> {
         let shard = machine.shard;
         let known = self.resident().into_iter().find(|(resident, _)| *resident == shard);
         if let Some((_, id)) = known {
-            self.begin(&placement, &machine, id, Beginning::Resume).await?;
+            match self.begin(&placement, &machine, id, Beginning::Resume).await {
+                Ok(()) => {}
+                // The others have what it held: this node joins again, as another replica.
+                Err(ReplicaError::Snapshots { error, .. })
+                    if error.kind() == ErrorKind::InvalidData && !placement.others.is_empty() =>
+                {
+                    tracing::error!(shard, replica = id, %error, "a snapshot is damaged; another is fetched");
+                    self.retire(shard as u16).await;
+                    snapshot::remove_of(&self.0.disk, shard).await?;
+                }
+                Err(error) => return Err(error.into()),
+            }
         }
         let shards = self.clone();
         self.spawn(async move { shards.come_in(&placement, &machine).await });

@@ -306,9 +306,20 @@ impl<D: Disk> Journal<D> {
         self.0.state.borrow().writer.index().held_bytes(shard)
     }
 
+    /// Bytes by which a shard's log has grown since it was last purged, roughly; without what was there at the start.
+    pub fn grown_bytes(&self, shard: u32) -> u64 {
+        let state = self.0.state.borrow();
+        state.logs.get(&shard).map_or(0, ShardLog::grown_bytes)
+    }
+
     /// What failed, if anything did: nothing is acknowledged any more.
     pub fn failure(&self) -> Option<Rc<str>> {
         self.0.state.borrow().failure.clone()
+    }
+
+    /// Whether it is on a disk.
+    pub fn is_durable(&self) -> bool {
+        self.0.disk.is_some()
     }
 
     /// Whether it was stopped.

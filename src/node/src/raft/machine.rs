@@ -81,6 +81,8 @@ struct State<D: Disk> {
     /// Who waits until an index has been applied.
     waiting: BTreeMap<u64, Vec<OneshotSender<()>>>,
     entries: u64,
+    /// What was wrong with a snapshot that was to be loaded.
+    damage: Option<String>,
 }
 
 impl<D: Disk> Clone for StateMachine<D> {
@@ -111,6 +113,7 @@ impl<D: Disk> StateMachine<D> {
             heads: None,
             waiting: BTreeMap::new(),
             entries: 0,
+            damage: None,
         };
         Ok(Self(Rc::new(Shared {
             ambient,
@@ -141,6 +144,11 @@ impl<D: Disk> StateMachine<D> {
     /// Index of the last entry in the newest snapshot.
     pub fn snapshot_index(&self) -> Option<u64> {
         self.0.state.borrow().snapshot.as_ref()?.index()
+    }
+
+    /// What is wrong with a snapshot that was to be loaded, if its checksums do not hold or it cannot be read.
+    pub(crate) fn damage(&self) -> Option<String> {
+        self.0.state.borrow().damage.clone()
     }
 
     /// Whether a snapshot is being taken.
@@ -387,7 +395,13 @@ impl<D: Disk> RaftStateMachine<Types> for StateMachine<D> {
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile<D>) -> Result<(), io::Error> {
         let shared = &self.0;
         if shared.state.borrow().applied < meta.last_log_id || meta.last_log_id.is_none() {
-            let loaded = snapshot::load(&shared.config, &snapshot).await?;
+            let loaded = snapshot::load(&shared.config, &snapshot).await;
+            let loaded = loaded.inspect_err(|error| {
+                if error.kind() == io::ErrorKind::InvalidData {
+                    let damage = format!("{}: {error}", snapshot.path);
+                    shared.state.borrow_mut().damage = Some(damage);
+                }
+            })?;
             let mut state = shared.state.borrow_mut();
             state.machine = loaded.machine;
             state.membership = loaded.meta.last_membership;

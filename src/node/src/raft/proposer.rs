@@ -1,25 +1,30 @@
 //! A leader's writes: what a turn asks of a shard becomes log entries, and what came of them finds its way back by token.
 //!
 //! # What holds
-//! - All writes of one call are one log entry (more than fits one goes on in the next), stamped with the clock or shard time, whichever is
+//! - All writes of one call are one log entry (more than fits one, or half a megabyte, goes on in the next), stamped with the clock or shard time, whichever is
 //!   ahead; victims that make room for them stand before them in the same entry.
 //! - **Every token comes back exactly once**: with its reply, or that nothing was proposed, or in doubt, at the latest when the
 //!   patience of its entry is over.
 //! - What was proposed and not applied yet counts as there when room is made.
+//! - At most [`PIPELINE`] entries are on their way. What comes meanwhile gathers in the next ones, so that entries grow with the load: an
+//!   entry costs the same with one operation or with hundreds. What gathers and does not get to be proposed has not been.
+//! - A leader that no majority has heard of lately asks one first.
 //!
 //! Not here: who asks, what a token means, and whether this replica should be asked at all.
 
-use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use generation_engine::batch::{BatchWriter, Operation, PushError};
 use generation_engine::machine::Reply;
 use generation_engine::{Command, Shard, Version, Victim};
+use openraft_rt::AsyncRuntime as _;
 
 use super::network::Transport;
 use super::replica::{Leader, Outcome, Replica};
+use super::runtime::Runtime;
 use crate::env::disk::Disk;
 
 /// What a counter written by `Incr` may take, in bytes: the digits of the smallest `i64`.
@@ -27,6 +32,15 @@ const MAX_COUNTER_LEN: usize = 20;
 
 /// Sessions ended by one step of the sweep.
 const SESSIONS_PER_SWEEP: usize = 256;
+
+/// Bytes of an entry above which what comes goes on in the next: an entry is written whole, and sent whole.
+const ENTRY_BYTES: usize = 512 << 10;
+
+/// Entries of a shard on their way at once.
+pub const PIPELINE: usize = 1;
+
+/// Bytes of entries that may gather.
+const GATHERED_BYTES: usize = 32 << 20;
 
 /// A write and who wants to know what came of it.
 #[derive(Debug, Clone, Copy)]
@@ -49,6 +63,8 @@ pub enum Answer {
     },
     /// Nothing of it was appended anywhere.
     NotProposed(Option<Leader>),
+    /// Nothing of it was appended anywhere, because no majority answers.
+    NoQuorum,
     /// It cannot be part of a log entry; nothing of it was appended.
     Refused(PushError),
     /// It may have been applied, may be yet, or never will be.
@@ -65,6 +81,22 @@ struct Flight<K> {
     deadline: Instant,
 }
 
+/// An entry that gathers.
+#[derive(Debug)]
+struct Gathering<K> {
+    batch: BatchWriter,
+    flight: Flight<K>,
+}
+
+/// Whether a majority is being asked whether this replica still leads.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Confirmation {
+    #[default]
+    None,
+    UnderWay,
+    Failed,
+}
+
 /// Outcomes that nobody has looked at yet, by number of the entry.
 type Outcomes = Rc<RefCell<Vec<(u64, Outcome)>>>;
 
@@ -73,10 +105,14 @@ type Outcomes = Rc<RefCell<Vec<(u64, Outcome)>>>;
 pub struct Proposer<K> {
     flights: BTreeMap<u64, Flight<K>>,
     next: u64,
-    /// Of everything in flight.
+    /// What is proposed next, in order.
+    gathering: VecDeque<Gathering<K>>,
+    gathered_bytes: usize,
+    /// Of everything in flight or gathering.
     bytes: u64,
     records: u64,
     outcomes: Outcomes,
+    confirmation: Rc<Cell<Confirmation>>,
     /// Answers that need no entry.
     answers: Vec<(K, Answer)>,
     victims: Vec<Victim>,
@@ -90,9 +126,12 @@ impl<K> Proposer<K> {
         Self {
             flights: BTreeMap::new(),
             next: 0,
+            gathering: VecDeque::new(),
+            gathered_bytes: 0,
             bytes: 0,
             records: 0,
             outcomes: Outcomes::default(),
+            confirmation: Rc::default(),
             answers: Vec::new(),
             victims: Vec::new(),
             patience,
@@ -100,9 +139,14 @@ impl<K> Proposer<K> {
         }
     }
 
-    /// Entries proposed and not answered.
+    /// Entries proposed or gathering, and not answered.
     pub fn in_flight(&self) -> usize {
-        self.flights.len()
+        self.flights.len() + self.gathering.len()
+    }
+
+    /// Whether so much gathers that nothing more is taken.
+    pub fn is_full(&self) -> bool {
+        self.gathered_bytes >= GATHERED_BYTES
     }
 
     /// Proposes `writes` (drained). `wake` is called when there is something to [drain](Proposer::drain) later.
@@ -120,32 +164,56 @@ impl<K> Proposer<K> {
         if writes.is_empty() {
             return;
         }
-        let mut room = self.make_room(replica, writes);
-        let mut batch = BatchWriter::new();
-        let mut flight = self.flight(now);
-        for victim in self.victims.drain(..) {
+        let (bytes, records) = self.make_room(replica, writes);
+        let mut victims = std::mem::take(&mut self.victims);
+        for victim in victims.drain(..) {
             let evict = Command::Evict {
                 hash: victim.hash,
                 version: victim.version,
             };
-            let pushed = batch.push(&Operation::from(evict));
-            pushed.expect("invariant: fewer victims are offered at once than an entry holds");
+            let pushed = self.push(now, &Operation::from(evict));
+            pushed.expect("invariant: an eviction fits an entry");
         }
+        self.victims = victims;
         for Write { token, operation } in writes.drain(..) {
-            let mut pushed = batch.push(&operation);
-            if pushed == Err(PushError::Full) {
-                let full = std::mem::take(&mut batch);
-                let next = self.flight(now);
-                let full_flight = std::mem::replace(&mut flight, next);
-                self.send(replica, now_ms, full, full_flight, std::mem::take(&mut room), wake);
-                pushed = batch.push(&operation);
-            }
-            match pushed {
-                Ok(ordinal) => flight.tokens.push((token, ordinal)),
-                Err(error) => self.answers.push((token, Answer::Refused(error))),
+            self.push_for(now, token, &operation);
+        }
+        if let Some(last) = self.gathering.back_mut() {
+            last.flight.bytes += bytes;
+            last.flight.records += records;
+            self.bytes += bytes;
+            self.records += records;
+        }
+        self.send(replica, now_ms, wake);
+    }
+
+    /// Puts an operation into the entry that gathers; its ordinal there.
+    fn push(&mut self, now: Instant, operation: &Operation<'_>) -> Result<u32, PushError> {
+        if let Some(last) = self.gathering.back_mut()
+            && last.batch.len_bytes() < ENTRY_BYTES
+        {
+            let before = last.batch.len_bytes();
+            let pushed = last.batch.push(operation);
+            self.gathered_bytes += last.batch.len_bytes() - before;
+            if pushed != Err(PushError::Full) {
+                return pushed;
             }
         }
-        self.send(replica, now_ms, batch, flight, room, wake);
+        let mut batch = BatchWriter::new();
+        let pushed = batch.push(operation)?;
+        self.gathered_bytes += batch.len_bytes();
+        let flight = self.flight(now);
+        self.gathering.push_back(Gathering { batch, flight });
+        Ok(pushed)
+    }
+
+    /// The same for somebody, who is answered at once if it is no good.
+    fn push_for(&mut self, now: Instant, token: K, operation: &Operation<'_>) {
+        match (self.push(now, operation), self.gathering.back_mut()) {
+            (Ok(ordinal), Some(last)) => last.flight.tokens.push((token, ordinal)),
+            (Ok(_), None) => self.answers.push((token, Answer::NotProposed(None))),
+            (Err(error), _) => self.answers.push((token, Answer::Refused(error))),
+        }
     }
 
     /// Proposes that the time of these entries (by hash and version) has come. The tokens come back when that has been applied.
@@ -157,15 +225,16 @@ impl<K> Proposer<K> {
         expired: impl Iterator<Item = (K, (u64, Version))>,
         wake: &Rc<dyn Fn()>,
     ) {
-        let mut batch = BatchWriter::new();
-        let mut flight = self.flight(now);
         for (token, (hash, version)) in expired {
-            match batch.push(&Operation::from(Command::Expire { hash, version })) {
-                Ok(ordinal) => flight.tokens.push((token, ordinal)),
-                Err(error) => self.answers.push((token, Answer::Refused(error))),
-            }
+            self.push_for(now, token, &Operation::from(Command::Expire { hash, version }));
         }
-        self.send(replica, now_ms, batch, flight, (0, 0), wake);
+        if self.gathering.is_empty() {
+            // An entry without operations stamps the time.
+            let (batch, flight) = (BatchWriter::new(), self.flight(now));
+            self.gathered_bytes += batch.len_bytes();
+            self.gathering.push_back(Gathering { batch, flight });
+        }
+        self.send(replica, now_ms, wake);
     }
 
     /// One bounded step of the sweep over entries and sessions whose time has come, if this replica leads.
@@ -190,7 +259,6 @@ impl<K> Proposer<K> {
         if due.is_empty() && sessions.is_empty() {
             return;
         }
-        let mut batch = BatchWriter::new();
         let due = due.iter().map(|victim| {
             Operation::from(Command::Expire {
                 hash: victim.hash,
@@ -199,16 +267,13 @@ impl<K> Proposer<K> {
         });
         let sessions = sessions.iter().map(|&session| Operation::ExpireSession { session });
         for operation in due.chain(sessions) {
-            // What does not fit is due again.
-            if batch.push(&operation).is_err() {
-                break;
-            }
+            let pushed = self.push(now, &operation);
+            pushed.expect("invariant: an expiry fits an entry");
         }
-        let flight = self.flight(now);
-        self.send(replica, now_ms, batch, flight, (0, 0), wake);
+        self.send(replica, now_ms, wake);
     }
 
-    /// Gives back every token whose answer is known.
+    /// Gives back every token whose answer is known, and proposes what has gathered.
     ///
     /// # Panics
     /// If an entry was applied and not all of its operations were answered, which the state machine never does.
@@ -216,6 +281,8 @@ impl<K> Proposer<K> {
         &mut self,
         replica: &Replica<D, T>,
         now: Instant,
+        now_ms: u64,
+        wake: &Rc<dyn Fn()>,
         mut each: impl FnMut(K, Answer),
     ) {
         for (token, answer) in self.answers.drain(..) {
@@ -254,16 +321,36 @@ impl<K> Proposer<K> {
                 .for_each(|(token, _)| each(token, Answer::InDoubt));
         }
         let leads = replica.leads();
+        if self.confirmation.get() == Confirmation::Failed {
+            self.confirmation.set(Confirmation::None);
+            while leads && let Some(never) = self.take_gathered() {
+                self.release(&never.flight);
+                let tokens = never.flight.tokens.into_iter();
+                tokens.for_each(|(token, _)| each(token, Answer::NoQuorum));
+            }
+        }
+        while let Some(front) = self.gathering.front()
+            && (!leads || front.flight.deadline <= now)
+        {
+            let Some(never) = self.take_gathered() else { break };
+            self.release(&never.flight);
+            let leader = replica.leader();
+            let tokens = never.flight.tokens.into_iter();
+            tokens.for_each(|(token, _)| each(token, Answer::NotProposed(leader)));
+        }
         if self.led && !leads {
             // What was offered for removal will not be removed by us.
             replica.machine().with(|machine| machine.shard_mut().forget_proposals());
         }
         self.led = leads;
+        self.send(replica, now_ms, wake);
     }
 
-    /// When something in flight is in doubt, at the latest.
+    /// When something in flight is in doubt, or something that gathers given up, at the latest.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.flights.first_key_value().map(|(_, flight)| flight.deadline)
+        let flying = self.flights.first_key_value().map(|(_, flight)| flight.deadline);
+        let gathering = self.gathering.front().map(|front| front.flight.deadline);
+        flying.into_iter().chain(gathering).min()
     }
 
     fn flight(&self, now: Instant) -> Flight<K> {
@@ -275,36 +362,57 @@ impl<K> Proposer<K> {
         }
     }
 
-    fn send<D: Disk, T: Transport>(
-        &mut self,
-        replica: &Replica<D, T>,
-        now_ms: u64,
-        batch: BatchWriter,
-        mut flight: Flight<K>,
-        (bytes, records): (u64, u64),
-        wake: &Rc<dyn Fn()>,
-    ) {
-        (flight.bytes, flight.records) = (bytes, records);
-        self.bytes += bytes;
-        self.records += records;
-        let number = self.next;
-        self.next += 1;
-        self.flights.insert(number, flight);
-        let time_ms = replica
-            .machine()
-            .with(|machine| machine.shard().shard_time_ms().max(now_ms));
-        let (outcomes, wake) = (Rc::clone(&self.outcomes), Rc::clone(wake));
-        replica.propose(batch.finish(time_ms).into(), move |outcome| {
-            outcomes.borrow_mut().push((number, outcome));
-            wake();
-        });
+    /// Proposes what has gathered, as far as it may.
+    fn send<D: Disk, T: Transport>(&mut self, replica: &Replica<D, T>, now_ms: u64, wake: &Rc<dyn Fn()>) {
+        if self.gathering.is_empty() || self.confirmation.get() == Confirmation::UnderWay {
+            return;
+        }
+        if replica.leads() && !replica.is_confirmed() {
+            self.confirmation.set(Confirmation::UnderWay);
+            let (confirmation, wake, replica) = (Rc::clone(&self.confirmation), Rc::clone(wake), replica.clone());
+            drop(Runtime::spawn(async move {
+                let confirmed = replica.linearize().await.is_ok();
+                confirmation.set(if confirmed {
+                    Confirmation::None
+                } else {
+                    Confirmation::Failed
+                });
+                wake();
+            }));
+            return;
+        }
+        while self.flights.len() < PIPELINE
+            && let Some(Gathering { batch, flight }) = self.take_gathered()
+        {
+            let number = self.next;
+            self.next += 1;
+            self.flights.insert(number, flight);
+            let time_ms = replica
+                .machine()
+                .with(|machine| machine.shard().shard_time_ms().max(now_ms));
+            let (outcomes, wake) = (Rc::clone(&self.outcomes), Rc::clone(wake));
+            replica.propose(batch.finish(time_ms).into(), move |outcome| {
+                outcomes.borrow_mut().push((number, outcome));
+                wake();
+            });
+        }
+    }
+
+    fn take_gathered(&mut self) -> Option<Gathering<K>> {
+        let front = self.gathering.pop_front()?;
+        self.gathered_bytes -= front.batch.len_bytes();
+        Some(front)
     }
 
     fn land(&mut self, number: u64) -> Option<Flight<K>> {
         let flight = self.flights.remove(&number)?;
+        self.release(&flight);
+        Some(flight)
+    }
+
+    fn release(&mut self, flight: &Flight<K>) {
         self.bytes -= flight.bytes;
         self.records -= flight.records;
-        Some(flight)
     }
 
     /// Finds the victims that `writes` need beside what is in flight; returns what they may add. What they add at most is cheap to add

@@ -273,7 +273,13 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         let network = Network::new(transport.clone(), shard as u16, config.id);
         let log = journal.shard(shard, config.id);
         let raft = Raft::new(config.id, Arc::new(raft_config), network, log, machine.clone());
-        let raft = raft.await.map_err(|error| failed(&error))?;
+        let raft = raft.await.map_err(|error| match machine.damage() {
+            Some(damage) => ReplicaError::Snapshots {
+                shard,
+                error: io::Error::new(io::ErrorKind::InvalidData, damage),
+            },
+            None => failed(&error),
+        })?;
         if config.beginning == Beginning::Form && !raft.is_initialized().await.map_err(|error| failed(&error))? {
             match raft.initialize(config.members.clone()).await {
                 // Another replica was quicker, and has elected itself meanwhile.
@@ -407,6 +413,16 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         fit.max().map(|(_, id)| id)
     }
 
+    /// The last entry that this leader knows to be in the log of each other member.
+    pub fn matched(&self) -> BTreeMap<ReplicaId, u64> {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let known = metrics.replication.iter().flatten();
+        known
+            .filter_map(|(id, matched)| Some((*id, matched.as_ref()?.index)))
+            .collect()
+    }
+
     /// The members of its group: those with a vote, and all.
     pub fn members(&self) -> Members {
         let metrics = self.0.metrics.borrow_watched();
@@ -435,6 +451,20 @@ impl<D: Disk, T: Transport> Replica<D, T> {
     /// What it was started with.
     pub fn config(&self) -> &ReplicaConfig {
         &self.0.config
+    }
+
+    /// Whether a majority has confirmed this leader so lately that it takes proposals: openraft refuses those of a leader that may have
+    /// been replaced, which one that has kept still looks like.
+    pub fn is_confirmed(&self) -> bool {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        if metrics.membership_config.voter_ids().count() == 1 {
+            return true;
+        }
+        // The lease is the longest election time-out, and the proposal takes a moment to arrive.
+        let lease = self.0.config.timing.election_max * 2 / 3;
+        let acked = metrics.last_quorum_acked.as_ref();
+        acked.is_some_and(|acked| CoreInstant::now() < **acked + lease)
     }
 
     /// Asks for a snapshot, unless one is being taken.

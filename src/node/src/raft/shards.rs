@@ -2,7 +2,8 @@
 //!
 //! # What holds
 //! - A snapshot is taken of the shard that keeps the journal from using its oldest file again, in good time, and of a shard whose log has
-//!   grown past what a restart should have to read.
+//!   grown past what a restart should have to read and past the image itself.
+//! - In memory, nothing is left of an earlier start.
 //! - After the journal has failed, leaderships are handed over, and the replicas are stopped: they acknowledge nothing, answer nobody
 //!   and come back when the node was restarted and has read what is on its disk.
 //!
@@ -23,6 +24,7 @@ use super::journal::{Journal, JournalConfig, OpenError};
 use super::network::Transport;
 use super::replica::{Replica, ReplicaConfig, ReplicaError};
 use super::runtime::{Ambient, Runtime, within};
+use super::snapshot;
 use super::types::ReplicaId;
 use super::wire;
 use crate::env::disk::Disk;
@@ -50,7 +52,7 @@ pub struct ShardsConfig {
     pub journal: JournalConfig,
     /// What acknowledged means.
     pub durability: Durability,
-    /// Bytes of a shard's log in the journal after which a snapshot is taken.
+    /// Bytes a shard's log must have grown by before a snapshot is taken, unless the journal needs room.
     pub snapshot_bytes: u64,
 }
 
@@ -106,7 +108,10 @@ impl<D: Disk, T: Transport> Shards<D, T> {
     ) -> Result<Self, ShardsError> {
         let journal = match config.durability {
             Durability::Sync => Journal::open(Rc::clone(&ambient), disk.clone(), config.journal).await?,
-            Durability::Memory => Journal::memory(Rc::clone(&ambient), config.journal),
+            Durability::Memory => {
+                snapshot::remove_all(&disk).await?;
+                Journal::memory(Rc::clone(&ambient), config.journal)
+            }
         };
         let shards = Self(Rc::new(Inner {
             ambient: Rc::clone(&ambient),
@@ -230,14 +235,24 @@ impl<D: Disk, T: Transport> Shards<D, T> {
             {
                 replica.snapshot().await;
             }
-            for (shard, replica) in &replicas {
-                let applied = replica.machine().applied().map(|applied| applied.index);
-                let grown = self.0.journal.held_bytes(u32::from(*shard)) > self.0.snapshot_bytes;
-                if grown && applied > replica.machine().snapshot_index() {
-                    replica.snapshot().await;
-                }
+            if replicas.iter().any(|(_, replica)| replica.machine().is_building()) {
+                // One at a time, unless the journal needs room.
+                continue;
+            }
+            let due = replicas.iter().find(|(shard, replica)| self.is_due(*shard, replica));
+            if let Some((_, replica)) = due {
+                replica.snapshot().await;
             }
         }
+    }
+
+    /// Whether a shard's log has grown so far that its image is worth its while: past what a restart should have to read, and past the
+    /// image itself, so that no more is written for snapshots than for the log.
+    fn is_due(&self, shard: u16, replica: &Replica<D, T>) -> bool {
+        let applied = replica.machine().applied().map(|applied| applied.index);
+        let image = replica.machine().with(|machine| machine.shard().stats().used_bytes);
+        let grown = self.0.journal.grown_bytes(u32::from(shard));
+        grown > self.0.snapshot_bytes.max(image) && applied > replica.machine().snapshot_index()
     }
 
     /// Hands leaderships over and stops, after a failure of the journal.

@@ -148,6 +148,25 @@ pub(crate) async fn find<D: Disk>(disk: &D, cluster: u128, shard: u32) -> io::Re
     }))
 }
 
+/// Removes every snapshot of the core.
+pub(crate) async fn remove_all<D: Disk>(disk: &D) -> io::Result<()> {
+    remove(disk, "").await
+}
+
+/// Removes the snapshots of a shard.
+pub(crate) async fn remove_of<D: Disk>(disk: &D, shard: u32) -> io::Result<()> {
+    remove(disk, &format!("{shard:05}-")).await
+}
+
+async fn remove<D: Disk>(disk: &D, prefix: &str) -> io::Result<()> {
+    for name in disk.list(DIRECTORY).await? {
+        if name.starts_with(prefix) {
+            disk.remove(&format!("{DIRECTORY}/{name}")).await?;
+        }
+    }
+    Ok(())
+}
+
 /// What a snapshot is of, if it is of this shard.
 pub(crate) fn meta(header: &SnapshotHeader, cluster: u128, shard: u32) -> io::Result<SnapshotMeta> {
     if (header.cluster, header.shard) != (cluster, shard) {

@@ -15,7 +15,7 @@ use openraft_rt::AsyncRuntime as _;
 use super::journal::{Identity, Journal, JournalConfig};
 use super::machine::MachineConfig;
 use super::network::{CallError, Transport};
-use super::proposer::{Answer, Proposer, Write};
+use super::proposer::{Answer, PIPELINE, Proposer, Write};
 use super::replica::{Beginning, Replica, ReplicaConfig, ReplicaError, Timing};
 use super::runtime::Runtime;
 use super::testing::{Bench, MemoryDisk};
@@ -121,7 +121,7 @@ async fn propose(
     while answers.len() < commands.len() {
         Runtime::sleep(Duration::from_millis(1)).await;
         let now = super::runtime::Ambient::now(bench);
-        proposer.drain(replica, now, |token, answer| {
+        proposer.drain(replica, now, now_ms, &wake, |token, answer| {
             assert!(answers.insert(token, answer).is_none());
         });
     }
@@ -165,6 +165,77 @@ fn a_turn_is_an_entry_with_its_victims_in_front() {
 }
 
 #[test]
+fn what_comes_while_entries_are_on_their_way_gathers_in_one() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    bench.run(async {
+        let (journal, replica) = start(&bench, &disk, &[1]).await;
+        leads(&replica).await;
+        let mut proposer = Proposer::new(Duration::from_secs(1));
+        let wake: Rc<dyn Fn()> = Rc::new(|| ());
+        let now = super::runtime::Ambient::now(&bench);
+        let turns = PIPELINE + 10;
+        for token in 0..turns {
+            let mut writes = vec![Write {
+                token,
+                operation: put(b"a", b"1", 0).into(),
+            }];
+            proposer.propose(&replica, now, 1_000, &mut writes, &wake);
+        }
+        let mut indexes = BTreeMap::new();
+        while indexes.len() < turns {
+            Runtime::sleep(Duration::from_millis(1)).await;
+            let now = super::runtime::Ambient::now(&bench);
+            proposer.drain(&replica, now, 1_000, &wake, |token, answer| {
+                indexes.insert(token, applied(answer).0);
+            });
+        }
+        let first = indexes[&0];
+        for (token, index) in indexes {
+            assert_eq!(index, first + token.min(PIPELINE) as u64);
+        }
+        assert_eq!(proposer.in_flight(), 0);
+        journal.stop();
+    });
+}
+
+#[test]
+fn what_gathers_when_leadership_is_lost_was_not_proposed() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    bench.run(async {
+        let (journal, replica) = start(&bench, &disk, &[1]).await;
+        leads(&replica).await;
+        let mut proposer = Proposer::new(Duration::from_secs(1));
+        let wake: Rc<dyn Fn()> = Rc::new(|| ());
+        let now = super::runtime::Ambient::now(&bench);
+        journal.stop();
+        for token in 0..PIPELINE + 1 {
+            let mut writes = vec![Write {
+                token,
+                operation: put(b"a", b"1", 0).into(),
+            }];
+            proposer.propose(&replica, now, 1_000, &mut writes, &wake);
+        }
+        let later = now + Duration::from_secs(2);
+        let mut answers = BTreeMap::new();
+        proposer.drain(&replica, later, 1_000, &wake, |token, answer| {
+            answers.insert(token, answer);
+        });
+        for (token, answer) in answers {
+            let proposed = token < PIPELINE;
+            assert_eq!(answer == Answer::InDoubt, proposed, "{token}: {answer:?}");
+            assert_eq!(
+                matches!(answer, Answer::NotProposed(_)),
+                !proposed,
+                "{token}: {answer:?}"
+            );
+        }
+        assert_eq!(proposer.in_flight(), 0);
+    });
+}
+
+#[test]
 fn entries_and_sessions_whose_time_has_come_are_swept() {
     let bench = Bench::new();
     let disk = MemoryDisk::on(&bench);
@@ -178,7 +249,7 @@ fn entries_and_sessions_whose_time_has_come_are_swept() {
             let now = super::runtime::Ambient::now(&bench);
             proposer.sweep(&replica, now, now_ms, 1000, &wake);
             Runtime::sleep(Duration::from_millis(10)).await;
-            proposer.drain(&replica, now, |_, _| ());
+            proposer.drain(&replica, now, now_ms, &wake, |_, _| ());
             let records = replica.machine().with(|machine| machine.shard().stats().records);
             assert_eq!(records, left);
         }
@@ -198,7 +269,7 @@ fn entries_and_sessions_whose_time_has_come_are_swept() {
         proposer.propose(&replica, now, 5_000, &mut writes, &wake);
         Runtime::sleep(Duration::from_millis(10)).await;
         let mut answer = None;
-        proposer.drain(&replica, now, |_, given| answer = Some(given));
+        proposer.drain(&replica, now, 5_000, &wake, |_, given| answer = Some(given));
         // A session nobody has opened executes nothing.
         assert!(
             matches!(

@@ -25,6 +25,8 @@ impl GlommioDisk {
     /// Of this directory, which is made if it does not exist.
     pub fn new(root: PathBuf) -> io::Result<Self> {
         fs::create_dir_all(&root)?;
+        // The ring opens paths relative to a descriptor, and there is none.
+        let root = std::path::absolute(root)?;
         Ok(Self { root: root.into() })
     }
 

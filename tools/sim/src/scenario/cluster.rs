@@ -92,7 +92,12 @@ fn calm(dice: &mut Dice) -> Plan {
             endpoints: 1 + dice.below(2) as usize,
             agents: 2 + dice.below(3) as usize,
             keys: 2 + dice.below(8),
-            operations: 300 + dice.below(700),
+            // With few of them shards are left alone for long enough to keep still.
+            operations: if dice.chance(400) {
+                20 + dice.below(60)
+            } else {
+                300 + dice.below(700)
+            },
             spread: CALM_AT,
             ..WorkloadSetup::default()
         },

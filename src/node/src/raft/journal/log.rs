@@ -10,6 +10,9 @@ use crate::raft::types::{Commands, Entry, Payload, from_journal, to_journal};
 /// What an entry takes in memory beside its payload, in bytes, roughly.
 const ENTRY_BYTES: usize = 96;
 
+/// How exactly it is known how much of the log a purge removes, in bytes.
+const MARK_BYTES: u64 = 64 << 10;
+
 /// The sequence of what is in no frame yet.
 const UNSEALED: u64 = u64::MAX;
 
@@ -34,6 +37,11 @@ pub(super) struct ShardLog {
     /// The newest entries, without a hole, up to `last`.
     kept: VecDeque<Kept>,
     kept_bytes: usize,
+    /// Bytes appended here in all, and up to the last purge.
+    appended: u64,
+    purged_bytes: u64,
+    /// Indexes, and what had been appended up to them.
+    marks: VecDeque<(u64, u64)>,
 }
 
 impl ShardLog {
@@ -47,7 +55,15 @@ impl ShardLog {
             first: 0,
             kept: VecDeque::new(),
             kept_bytes: 0,
+            appended: 0,
+            purged_bytes: 0,
+            marks: VecDeque::new(),
         }
+    }
+
+    /// Bytes appended since the last purge, give or take [`MARK_BYTES`], without what was there at the start.
+    pub(super) fn grown_bytes(&self) -> u64 {
+        self.appended - self.purged_bytes
     }
 
     /// With the state that recovery found, and the entries put in meanwhile.
@@ -77,7 +93,13 @@ impl ShardLog {
             self.first = log_id.index;
         }
         self.last = Some(log_id);
-        self.kept_bytes += bytes_of(&entry);
+        let bytes = bytes_of(&entry);
+        self.kept_bytes += bytes;
+        self.appended += bytes as u64;
+        let marked = self.marks.back().map_or(self.purged_bytes, |&(_, appended)| appended);
+        if self.appended - marked >= MARK_BYTES {
+            self.marks.push_back((log_id.index, self.appended));
+        }
         self.kept.push_back(Kept { entry, sequence });
     }
 
@@ -117,6 +139,9 @@ impl ShardLog {
             self.kept_bytes -= bytes_of(&back.entry);
             self.kept.pop_back();
         }
+        while self.marks.back().is_some_and(|&(index, _)| index >= end) {
+            self.marks.pop_back();
+        }
         self.last = after;
     }
 
@@ -130,6 +155,15 @@ impl ShardLog {
         {
             self.kept_bytes -= bytes_of(&front.entry);
             self.kept.pop_front();
+        }
+        while let Some(&(index, appended)) = self.marks.front()
+            && index <= up_to.index
+        {
+            self.purged_bytes = appended;
+            self.marks.pop_front();
+        }
+        if self.last.is_none_or(|last| last.index <= up_to.index) {
+            self.purged_bytes = self.appended;
         }
         self.purged = Some(up_to);
         self.first = up_to.index + 1;
