@@ -29,7 +29,7 @@ pub use map::{Map, SlotTable};
 pub use options::{Condition, Consistency, ReplyOptions, RequestOptions, Session};
 pub use peer::ALPN_PEER;
 pub use reply::{Reply, ReplyMeta};
-pub use request::{Hello, Opcode, Operation, Request, RequestError, Scan};
+pub use request::{Hello, Opcode, Operation, Request, RequestError, Scan, ShardSession};
 pub use status::{Class, Status};
 
 /// The protocol's major version. Peers of different majors do not talk: `Hello` is answered with
@@ -37,7 +37,7 @@ pub use status::{Class, Status};
 pub const MAJOR: u16 = 1;
 
 /// The protocol's minor version. A higher minor only adds opcodes, options that may be ignored, and status codes.
-pub const MINOR: u16 = 0;
+pub const MINOR: u16 = 1;
 
 /// The ALPN identifier clients offer (RFC 7301). It carries the major version, so a mismatch is also seen by TLS.
 pub const ALPN_CLIENT: &[u8] = b"generation/1";

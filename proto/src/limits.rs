@@ -34,6 +34,10 @@ pub const MAX_NODES: usize = 4096;
 /// Most replicas of one shard in a map (members, learners and leavers together).
 pub const MAX_REPLICAS: usize = 16;
 
+/// Most numbers of a session that may lie between its oldest write without a reply and its newest, both included: a shard keeps the
+/// replies of so many. It is also the most keys of a request in a session.
+pub const SESSION_WINDOW: u64 = 1024;
+
 /// Smallest frame payload limit a node or a client may have, in bytes, however short the values it takes: a batch without values,
 /// its results, and every map fit.
 pub const MIN_FRAME_LIMIT: usize = (2 << 20) + FRAME_OVERHEAD;

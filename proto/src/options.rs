@@ -105,9 +105,10 @@ pub enum Condition {
 /// The session of a write, by which a retry is recognised and executed once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Session {
-    /// The session, chosen at random by the client, not 0.
+    /// The session, not 0, opened with `OpenSession` in the shards concerned.
     pub id: u128,
-    /// Number of this write within the session, from 1.
+    /// Number of this write within the session, from 1. In a request with several keys it is the first key's; each next key has
+    /// the next number.
     pub seq: u64,
     /// The lowest sequence number whose reply the client has not seen; at most `seq`. Replies below it may be forgotten.
     pub first_unacked: u64,

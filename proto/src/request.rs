@@ -1,12 +1,12 @@
 //! Requests: operations with their bodies and the options that go with them.
 
 use bytes::BytesMut;
-use zerocopy::byteorder::little_endian::{I64, U16, U32, U64};
+use zerocopy::byteorder::little_endian::{I64, U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::frame::{self, Frame};
-use crate::limits::{Limits, MAX_BATCH, MAX_NAME_LEN, MAX_PING_LEN, MAX_SHARDS};
-use crate::options::{RequestOptions, bit, request_tag as tag};
+use crate::limits::{Limits, MAX_BATCH, MAX_NAME_LEN, MAX_PING_LEN, MAX_SHARDS, SESSION_WINDOW};
+use crate::options::{RequestOptions, Session, bit, request_tag as tag};
 use crate::status::Status;
 use crate::wire::{take, take_bytes};
 
@@ -42,6 +42,10 @@ pub enum Opcode {
     Keys = 0x30,
     /// A page of the keys and values of a shard.
     Entries = 0x31,
+    /// Opens a session in a shard.
+    OpenSession = 0x40,
+    /// Ends a session in a shard.
+    CloseSession = 0x41,
 }
 
 impl Opcode {
@@ -61,6 +65,8 @@ impl Opcode {
         Self::MultiDelete,
         Self::Keys,
         Self::Entries,
+        Self::OpenSession,
+        Self::CloseSession,
     ];
 
     /// The operation of a code; `None` for one of a later minor version.
@@ -80,6 +86,8 @@ impl Opcode {
             0x22 => Self::MultiDelete,
             0x30 => Self::Keys,
             0x31 => Self::Entries,
+            0x40 => Self::OpenSession,
+            0x41 => Self::CloseSession,
             _ => return None,
         })
     }
@@ -89,12 +97,17 @@ impl Opcode {
         self as u8
     }
 
-    /// Whether the operation changes entries. A write whose reply is lost is in doubt; anything else can be sent again.
-    pub const fn is_write(self) -> bool {
+    /// Whether the operation changes entries.
+    pub const fn changes_entries(self) -> bool {
         matches!(
             self,
             Self::Put | Self::Delete | Self::Incr | Self::Touch | Self::MultiPut | Self::MultiDelete
         )
+    }
+
+    /// Whether the operation changes anything. A write whose reply is lost is in doubt; anything else can be sent again.
+    pub const fn is_write(self) -> bool {
+        self.changes_entries() || matches!(self, Self::OpenSession | Self::CloseSession)
     }
 
     /// The options that go with the operation, as a set of [`bit`]s.
@@ -104,7 +117,7 @@ impl Opcode {
         const WRITE: u32 = ANY | bit(tag::SESSION);
         const CONDITION: u32 = bit(tag::IF_ABSENT) | bit(tag::IF_VERSION);
         match self {
-            Self::Hello | Self::Ping | Self::Map | Self::Stats => ANY,
+            Self::Hello | Self::Ping | Self::Map | Self::Stats | Self::OpenSession | Self::CloseSession => ANY,
             Self::Get | Self::MultiGet | Self::Keys | Self::Entries => READ,
             Self::Put => WRITE | CONDITION | bit(tag::TTL),
             Self::Delete => WRITE | bit(tag::IF_VERSION),
@@ -179,6 +192,19 @@ pub enum Operation<'a> {
     Keys(Scan<'a>),
     /// A page of keys and values.
     Entries(Scan<'a>),
+    /// Opens a session, which the writes to be executed exactly once then name in their options.
+    OpenSession(ShardSession),
+    /// Ends a session.
+    CloseSession(ShardSession),
+}
+
+/// Body of `OpenSession` and `CloseSession`: a session in a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShardSession {
+    /// The session, chosen at random by the client, not 0. An id is opened once.
+    pub id: u128,
+    /// The shard, from the map.
+    pub shard: u16,
 }
 
 /// Body of `Hello`.
@@ -249,6 +275,13 @@ struct ScanHead {
     limit: U32,
     shard: U16,
     prefix_len: U16,
+}
+
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct SessionBody {
+    id: U128,
+    shard: U16,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -324,6 +357,12 @@ pub enum RequestError {
         /// The option.
         tag: u8,
     },
+    /// The session id that means none.
+    #[error("session id 0 is not a session")]
+    NoSession,
+    /// The numbers of the writes of a request go past what a number can be.
+    #[error("the numbers of the request's writes in its session go beyond 64 bits")]
+    SequenceOverflow,
     /// The key is empty.
     #[error("the key is empty; keys have 1 to 65535 bytes")]
     EmptyKey,
@@ -365,9 +404,12 @@ impl RequestError {
             Self::UnknownOption { .. } | Self::OptionNotApplicable { .. } => Status::UnsupportedOption,
             Self::KeyTooLarge { .. } => Status::KeyTooLarge,
             Self::ValueTooLarge { .. } => Status::ValueTooLarge,
-            Self::EmptyKey | Self::OutOfRange { .. } | Self::OptionValue { .. } | Self::TwoConditions => {
-                Status::InvalidArgument
-            }
+            Self::EmptyKey
+            | Self::OutOfRange { .. }
+            | Self::OptionValue { .. }
+            | Self::TwoConditions
+            | Self::NoSession
+            | Self::SequenceOverflow => Status::InvalidArgument,
             _ => Status::Malformed,
         }
     }
@@ -388,6 +430,9 @@ impl<'a> Request<'a> {
             decode_options(opcode, options)?
         };
         let operation = Operation::decode(opcode, body, limits)?;
+        if let Some(session) = &options.session {
+            check_numbers(session, &operation)?;
+        }
         Ok(Self {
             id: frame.request_id,
             options,
@@ -422,6 +467,24 @@ impl<'a> Request<'a> {
     }
 }
 
+/// Each key of a request in a session takes a number of its own, from the option's on: they must exist and fit the window.
+#[cold]
+fn check_numbers(session: &Session, operation: &Operation<'_>) -> Result<(), RequestError> {
+    let count = match operation {
+        Operation::MultiPut(items) => items.len(),
+        Operation::MultiDelete(keys) => keys.len(),
+        _ => 1,
+    };
+    in_range(
+        "the number of keys of a request in a session",
+        count,
+        1,
+        SESSION_WINDOW as usize,
+    )?;
+    let last = session.seq.checked_add(count as u64 - 1);
+    last.map(drop).ok_or(RequestError::SequenceOverflow)
+}
+
 #[cold]
 fn decode_options(opcode: Opcode, bytes: &[u8]) -> Result<RequestOptions, RequestError> {
     let (options, seen) = RequestOptions::decode(bytes)?;
@@ -454,6 +517,8 @@ impl<'a> Operation<'a> {
             Self::MultiDelete(_) => Opcode::MultiDelete,
             Self::Keys(_) => Opcode::Keys,
             Self::Entries(_) => Opcode::Entries,
+            Self::OpenSession(_) => Opcode::OpenSession,
+            Self::CloseSession(_) => Opcode::CloseSession,
         }
     }
 
@@ -525,6 +590,8 @@ impl<'a> Operation<'a> {
             Opcode::MultiPut => Self::MultiPut(ItemList::decode(&mut rest, limits)?),
             Opcode::Keys => Self::Keys(Scan::decode(opcode, &mut rest)?),
             Opcode::Entries => Self::Entries(Scan::decode(opcode, &mut rest)?),
+            Opcode::OpenSession => Self::OpenSession(ShardSession::decode(opcode, &mut rest)?),
+            Opcode::CloseSession => Self::CloseSession(ShardSession::decode(opcode, &mut rest)?),
         };
         if rest.is_empty() { Ok(operation) } else { Err(cut) }
     }
@@ -542,6 +609,7 @@ impl<'a> Operation<'a> {
             Self::MultiGet(list) | Self::MultiDelete(list) => size_of::<U32>() + list.bytes.len(),
             Self::MultiPut(list) => size_of::<U32>() + list.bytes.len(),
             Self::Keys(scan) | Self::Entries(scan) => size_of::<ScanHead>() + scan.prefix.len(),
+            Self::OpenSession(_) | Self::CloseSession(_) => size_of::<SessionBody>(),
         }
     }
 
@@ -588,6 +656,13 @@ impl<'a> Operation<'a> {
                 };
                 out.extend_from_slice(head.as_bytes());
                 out.extend_from_slice(scan.prefix);
+            }
+            Self::OpenSession(session) | Self::CloseSession(session) => {
+                let body = SessionBody {
+                    id: U128::new(session.id),
+                    shard: U16::new(session.shard),
+                };
+                out.extend_from_slice(body.as_bytes());
             }
         }
     }
@@ -730,6 +805,21 @@ impl<'a> Scan<'a> {
             limit: head.limit.get(),
             cursor: head.cursor.get(),
             prefix,
+        })
+    }
+}
+
+impl ShardSession {
+    fn decode(opcode: Opcode, rest: &mut &[u8]) -> Result<Self, RequestError> {
+        let cut = RequestError::BodyLength(opcode, rest.len());
+        let body: &SessionBody = take(rest).ok_or(cut)?;
+        in_range("the shard", usize::from(body.shard.get()), 0, MAX_SHARDS - 1)?;
+        if body.id.get() == 0 {
+            return Err(RequestError::NoSession);
+        }
+        Ok(Self {
+            id: body.id.get(),
+            shard: body.shard.get(),
         })
     }
 }

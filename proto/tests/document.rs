@@ -8,8 +8,8 @@ use generation_proto::peer::{QuiesceVerb, Refusal};
 use generation_proto::request::{Item, ItemList, KeyList, Opcode};
 use generation_proto::status::{Class, Status};
 use generation_proto::{
-    Frame, Hello, Limits, MAJOR, MINOR, Operation, Request, RequestError, Scan, close_code, frame, limits, options,
-    peer, reply,
+    Frame, Hello, Limits, MAJOR, MINOR, Operation, Request, RequestError, Scan, ShardSession, close_code, frame,
+    limits, options, peer, reply,
 };
 
 const DOCUMENT: &str = include_str!("../PROTOCOL.md");
@@ -234,6 +234,8 @@ fn body(opcode: Opcode) -> Vec<u8> {
         Opcode::MultiDelete => Operation::MultiDelete(keys),
         Opcode::Keys => Operation::Keys(scan),
         Opcode::Entries => Operation::Entries(scan),
+        Opcode::OpenSession => Operation::OpenSession(ShardSession { id: 1, shard: 0 }),
+        Opcode::CloseSession => Operation::CloseSession(ShardSession { id: 1, shard: 0 }),
     };
     let mut out = BytesMut::new();
     Request {
@@ -300,6 +302,7 @@ fn limits_are_listed() {
         ("MAX_SHARDS", limits::MAX_SHARDS),
         ("MAX_NODES", limits::MAX_NODES),
         ("MAX_REPLICAS", limits::MAX_REPLICAS),
+        ("SESSION_WINDOW", limits::SESSION_WINDOW as usize),
         ("peer::MAX_PAYLOAD_LEN", peer::MAX_PAYLOAD_LEN),
         ("peer::MAX_PROMPT_LEN", peer::MAX_PROMPT_LEN),
     ];

@@ -2,7 +2,7 @@
 //! cost.
 
 use bytes::{Bytes, BytesMut};
-use generation_proto::limits::{MAX_BATCH, MAX_KEY_LEN, MIN_FRAME_LIMIT};
+use generation_proto::limits::{MAX_BATCH, MAX_KEY_LEN, MIN_FRAME_LIMIT, SESSION_WINDOW};
 use generation_proto::request::KeyList;
 use generation_proto::{
     Decoder, Frame, FrameError, Limits, Opcode, Operation, Request, RequestError, RequestOptions, Side, Status,
@@ -186,6 +186,7 @@ fn bodies_that_do_not_add_up_are_malformed() {
             Opcode::Map | Opcode::Stats => vec![0],
             Opcode::Get | Opcode::Delete | Opcode::Touch => (1..=8).collect(),
             Opcode::Incr => (9..=16).collect(),
+            Opcode::OpenSession | Opcode::CloseSession => vec![18],
             // Bytes of one are lengths, counts and limits far beyond what is there.
             _ => vec![],
         };
@@ -215,6 +216,36 @@ fn counts_out_of_range_are_refused_before_the_list_is_read() {
     // A count in range that the body does not have.
     let error = request(Opcode::MultiGet, &[], &(MAX_BATCH as u32).to_le_bytes()).unwrap_err();
     assert_eq!(error.status(), Status::Malformed);
+}
+
+#[test]
+fn keys_of_a_session_need_numbers_within_its_window() {
+    let numbers = |seq: u64| [&1_u128.to_le_bytes()[..], &seq.to_le_bytes(), &1_u64.to_le_bytes()].concat();
+    let deleted = |keys: usize, seq: u64| {
+        let mut buffer = BytesMut::new();
+        KeyList::build((0..keys).map(|_| &b"k"[..]), &mut buffer);
+        let option = [&b"\x06\x20"[..], &numbers(seq)].concat();
+        let body = [&(keys as u32).to_le_bytes()[..], &buffer].concat();
+        request(Opcode::MultiDelete, &option, &body)
+    };
+    let window = SESSION_WINDOW as usize;
+    assert_eq!(deleted(window, 1), Ok(()));
+    assert_eq!(deleted(window + 1, 1).unwrap_err().status(), Status::InvalidArgument);
+    assert_eq!(deleted(2, u64::MAX - 1), Ok(()));
+    assert_eq!(deleted(2, u64::MAX), Err(RequestError::SequenceOverflow));
+    assert_eq!(RequestError::SequenceOverflow.status(), Status::InvalidArgument);
+}
+
+#[test]
+fn a_session_has_an_id_and_a_shard_that_can_be() {
+    let opened = |id: u128, shard: u16| {
+        let body = [&id.to_le_bytes()[..], &shard.to_le_bytes()].concat();
+        request(Opcode::OpenSession, &[], &body)
+    };
+    assert_eq!(opened(1, 4095), Ok(()));
+    assert_eq!(opened(0, 0), Err(RequestError::NoSession));
+    assert_eq!(RequestError::NoSession.status(), Status::InvalidArgument);
+    assert_eq!(opened(1, 4096).unwrap_err().status(), Status::InvalidArgument);
 }
 
 #[test]

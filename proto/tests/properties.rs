@@ -9,7 +9,8 @@ use generation_proto::options::{Condition, Consistency, Moved, ReplyOptions, Req
 use generation_proto::reply::{HelloReply, MultiResult, Page, PageEntry, ReplyWriter, Stat};
 use generation_proto::request::{Hello, Item, ItemList, KeyList};
 use generation_proto::{
-    Decoder, Frame, FrameError, Limits, Opcode, Operation, Reply, ReplyMeta, Request, Scan, Side, SlotTable, slot,
+    Decoder, Frame, FrameError, Limits, Opcode, Operation, Reply, ReplyMeta, Request, Scan, ShardSession, Side,
+    SlotTable, slot,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -39,6 +40,10 @@ impl Owned {
             limit: u32::from(self.small.1) + 1,
             cursor: self.id,
             prefix: value.get(..value.len().min(300)).unwrap(),
+        };
+        let session = ShardSession {
+            id: u128::from(self.id) << 64 | 1,
+            shard: self.small.1 % MAX_SHARDS as u16,
         };
         let keys = || self.items.iter().map(|(key, ..)| &key[..]);
         let operation = match self.opcode {
@@ -72,6 +77,8 @@ impl Owned {
             }
             Opcode::Keys => Operation::Keys(scan),
             Opcode::Entries => Operation::Entries(scan),
+            Opcode::OpenSession => Operation::OpenSession(session),
+            Opcode::CloseSession => Operation::CloseSession(session),
         };
         take(&Request {
             id: self.id,
@@ -100,7 +107,8 @@ fn a_consistency() -> impl Strategy<Value = Consistency> {
 }
 
 fn a_session() -> impl Strategy<Value = Session> {
-    (1_u128.., 1..=u64::MAX, any::<u64>()).prop_map(|(id, seq, below)| Session {
+    // Below what is left for the numbers of the keys that follow the first.
+    (1_u128.., 1..u64::MAX - 1000, any::<u64>()).prop_map(|(id, seq, below)| Session {
         id,
         seq,
         first_unacked: seq - below % seq,
@@ -136,7 +144,7 @@ fn options(opcode: Opcode) -> impl Strategy<Value = RequestOptions> {
                 condition: if may { condition } else { Condition::None },
                 consistency: if reads { consistency } else { Consistency::default() },
                 deadline_ms,
-                session: session.filter(|_| opcode.is_write()),
+                session: session.filter(|_| opcode.changes_entries()),
                 map_epoch,
             }
         },

@@ -7,7 +7,7 @@ use generation_proto::map::{Map, Node, NodeState, Replica, Shard, SlotRange};
 use generation_proto::options::{Condition, Consistency, Moved, ReplyOptions, RequestOptions, Session};
 use generation_proto::peer::{Class, Message, PeerHello, Ping, Quiesce, QuiesceVerb, Refusal, control};
 use generation_proto::reply::{self, HelloReply, MultiResult, Page, PageEntry, Reply, ReplyMeta, Stat};
-use generation_proto::request::{Hello, Item, ItemList, KeyList, Opcode, Operation, Request, Scan};
+use generation_proto::request::{Hello, Item, ItemList, KeyList, Opcode, Operation, Request, Scan, ShardSession};
 use generation_proto::status::Status;
 
 /// Every request of the golden vectors, with its name.
@@ -93,6 +93,17 @@ pub(crate) fn each_request(mut visit: impl FnMut(&str, &Request<'_>)) {
     request("multi-delete", plain, Operation::MultiDelete(keys));
     request("keys", plain, Operation::Keys(scan));
     request("entries", plain, Operation::Entries(Scan { prefix: b"", ..scan }));
+    let numbered = RequestOptions {
+        session: Some(session),
+        ..plain
+    };
+    request("multi-put-in-session", numbered, Operation::MultiPut(items));
+    let session = ShardSession {
+        id: session.id,
+        shard: 5,
+    };
+    request("open-session", plain, Operation::OpenSession(session));
+    request("close-session", plain, Operation::CloseSession(session));
 }
 
 /// The map of the golden vectors.
@@ -303,6 +314,14 @@ pub(crate) fn each_reply(mut visit: impl FnMut(&str, &Reply<'_>)) {
         message: Some("led by node 2"),
         ..plain
     };
+    let no_version = ReplyMeta { version: 0, ..meta };
+    reply("open-session", Opcode::OpenSession, no_version, plain, b"");
+    let expired = ReplyMeta {
+        version: 0,
+        ..status(Status::SessionExpired)
+    };
+    let unknown = ReplyOptions::message("the session is unknown or has expired");
+    reply("close-session-expired", Opcode::CloseSession, expired, unknown, b"");
     reply("moved", Opcode::Put, status(Status::Moved), options, b"");
     let refusal = reply::refusal(
         Opcode::Put.code(),

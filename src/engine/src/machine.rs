@@ -159,9 +159,42 @@ impl Machine {
             });
             ordinal += applied;
             let Some(operation) = operations.next() else { return };
-            let reply = self.operation(&operation);
+            let reply = self.apply_operation(&operation);
             each(ordinal, reply);
             ordinal += 1;
+        }
+    }
+
+    /// Applies one operation of the entry that was begun with [`Shard::begin`], for whoever has no log to take entries from.
+    pub fn apply_operation(&mut self, operation: &Operation<'_>) -> Reply {
+        let now_ms = self.shard.shard_time_ms();
+        match operation {
+            Operation::Command { command, session: None } => Reply::Outcome(self.shard.apply(command)),
+            Operation::Command {
+                command,
+                session: Some(write),
+            } => {
+                let shard = &mut self.shard;
+                match self.sessions.execute(now_ms, write, || shard.apply(command)) {
+                    Verdict::Executed(outcome) | Verdict::Replayed(outcome) => Reply::Outcome(outcome),
+                    Verdict::Acknowledged => Reply::Acknowledged,
+                    Verdict::Expired => Reply::SessionExpired,
+                    Verdict::Busy => Reply::Busy,
+                }
+            }
+            Operation::OpenSession { session } => match self.sessions.open(now_ms, *session) {
+                Opening::Open => Reply::SessionOpened,
+                Opening::Busy => Reply::Busy,
+            },
+            Operation::ExpireSession { session } if self.sessions.expire(now_ms, *session) => Reply::SessionEnded,
+            Operation::CloseSession { session } if self.sessions.close(*session) => Reply::SessionEnded,
+            Operation::ExpireSession { .. } | Operation::CloseSession { .. } => Reply::SessionExpired,
+            Operation::Configure(configuration) => self.configure(configuration),
+            Operation::AllocateReplicaId => {
+                let id = self.next_replica_id;
+                self.next_replica_id += 1;
+                Reply::ReplicaId(id)
+            }
         }
     }
 
@@ -233,38 +266,6 @@ impl Machine {
     pub fn check(&self) {
         self.shard.check();
         self.sessions.check();
-    }
-
-    fn operation(&mut self, operation: &Operation<'_>) -> Reply {
-        let now_ms = self.shard.shard_time_ms();
-        match operation {
-            Operation::Command { command, session: None } => Reply::Outcome(self.shard.apply(command)),
-            Operation::Command {
-                command,
-                session: Some(write),
-            } => {
-                let shard = &mut self.shard;
-                match self.sessions.execute(now_ms, write, || shard.apply(command)) {
-                    Verdict::Executed(outcome) | Verdict::Replayed(outcome) => Reply::Outcome(outcome),
-                    Verdict::Acknowledged => Reply::Acknowledged,
-                    Verdict::Expired => Reply::SessionExpired,
-                    Verdict::Busy => Reply::Busy,
-                }
-            }
-            Operation::OpenSession { session } => match self.sessions.open(now_ms, *session) {
-                Opening::Open => Reply::SessionOpened,
-                Opening::Busy => Reply::Busy,
-            },
-            Operation::ExpireSession { session } if self.sessions.expire(now_ms, *session) => Reply::SessionEnded,
-            Operation::CloseSession { session } if self.sessions.close(*session) => Reply::SessionEnded,
-            Operation::ExpireSession { .. } | Operation::CloseSession { .. } => Reply::SessionExpired,
-            Operation::Configure(configuration) => self.configure(configuration),
-            Operation::AllocateReplicaId => {
-                let id = self.next_replica_id;
-                self.next_replica_id += 1;
-                Reply::ReplicaId(id)
-            }
-        }
     }
 
     fn configure(&mut self, configuration: &Configuration) -> Reply {

@@ -10,13 +10,15 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use generation_engine::{Command, Condition, Progress, Shard, Version};
+use generation_engine::session::{self, SessionWrite};
+use generation_engine::{Command, Condition, Progress, Shard, Version, batch};
+use generation_proto::limits::SESSION_WINDOW;
 use generation_proto::map::{Map, Node, NodeState, Replica as MapReplica, Shard as MapShard};
 use generation_proto::reply::HelloReply;
-use generation_proto::request::{Hello, Scan};
+use generation_proto::request::{Hello, Scan, ShardSession};
 use generation_proto::{
     Condition as WireCondition, Consistency, Frame, Limits, MAJOR, MINOR, Opcode, Operation, ReplyOptions, Request,
-    SlotTable, Status, close_code,
+    Session, SlotTable, Status, close_code,
 };
 use generation_quic::ConnectionKey;
 
@@ -30,6 +32,11 @@ use crate::replica::Replica;
 use crate::replies::{Origin, Replies};
 use crate::stats::{self, NodeStats};
 use crate::streams::{HEAVY, StreamRef, Streams, is_heavy};
+
+const _: () = assert!(
+    SESSION_WINDOW == session::SESSION_WINDOW,
+    "clients fill the window that the table keeps"
+);
 
 /// Where a request came from.
 #[derive(Debug, Clone, Copy)]
@@ -86,6 +93,8 @@ pub(crate) struct Batch<'t> {
     pub(crate) hashes: Vec<u64>,
     pub(crate) readers: Vec<Reader>,
     pub(crate) writes: Vec<(Origin, Command<'t>)>,
+    /// Writes in sessions, and what opens and ends sessions, in the order they came in.
+    pub(crate) in_sessions: Vec<(Origin, batch::Operation<'t>)>,
     pub(crate) pages: Vec<(Reader, bool, Scan<'t>)>,
     /// Of a shard with a group, reads that are content with less than the newest.
     pub(crate) lax: Vec<Read>,
@@ -115,6 +124,9 @@ impl Batch<'_> {
                         condition: Condition::None,
                     },
                 )
+            }),
+            in_sessions: recycle(self.in_sessions, |(origin, _)| {
+                (origin, batch::Operation::CloseSession { session: 0 })
             }),
             pages: recycle(self.pages, |(reader, values, scan)| {
                 (reader, values, Scan { prefix: &[], ..scan })
@@ -556,6 +568,12 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
                     })
                 });
             }
+            Operation::OpenSession(ShardSession { id: session, shard }) => {
+                self.in_shard(&asked, shard, batch::Operation::OpenSession { session });
+            }
+            Operation::CloseSession(ShardSession { id: session, shard }) => {
+                self.in_shard(&asked, shard, batch::Operation::CloseSession { session });
+            }
             Operation::Keys(scan) => self.page(&asked, scan, false),
             Operation::Entries(scan) => self.page(&asked, scan, true),
             // Hello never leaves the core it arrived at, and operations with one key are above.
@@ -675,7 +693,28 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
                 return self.read_of(shard, place, origin, key, options.consistency, deadline);
             }
         };
-        self.batch(shard).writes.push((origin, command));
+        self.write(shard, origin, command, options.session, 0);
+    }
+
+    /// A write of a shard of this core's; `position` is its key's among the request's.
+    fn write(&mut self, shard: u16, origin: Origin, command: Command<'t>, session: Option<Session>, position: u32) {
+        let Some(session) = session else {
+            return self.batch(shard).writes.push((origin, command));
+        };
+        let session = SessionWrite {
+            session: session.id,
+            // The numbers of a request's keys are checked when it is decoded.
+            seq: session.seq.saturating_add(u64::from(position)),
+            first_unacked: session.first_unacked,
+        };
+        if session.in_window() {
+            let session = Some(session);
+            let operation = batch::Operation::Command { command, session };
+            return self.batch(shard).in_sessions.push((origin, operation));
+        }
+        self.dispatch.stats.requests_busy += 1;
+        let message = format!("{SESSION_WINDOW} writes of the session are without a reply");
+        self.replies.refuse(self.streams, origin, Status::Busy, &message);
     }
 
     /// A read of one key of a shard of this core's.
@@ -752,7 +791,7 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
                 elsewhere.resize_with(usize::from(self.dispatch.cores), Vec::new);
                 elsewhere[usize::from(core)].push(position);
             } else if let Some(command) = command {
-                self.batch(shard).writes.push((origin, command));
+                self.write(shard, origin, command, request.options.session, position);
             } else {
                 self.read_of(shard, place, origin, key, consistency, deadline);
             }
@@ -783,13 +822,8 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
             deadline,
             ..
         } = asked;
-        let shards = self.dispatch.members.len();
-        if usize::from(scan.shard) >= shards {
-            self.dispatch.stats.requests_rejected += 1;
-            let message = format!("there is no shard {}; shards are 0 to {}", scan.shard, shards - 1);
-            return self
-                .replies
-                .refuse(self.streams, origin, Status::InvalidArgument, &message);
+        if !self.is_shard(scan.shard, origin) {
+            return;
         }
         let core = owner(scan.shard, self.dispatch.cores);
         if self.is_late(deadline) {
@@ -804,6 +838,40 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
         } else {
             self.forward(core, incoming, origin, deadline);
         }
+    }
+
+    /// What opens or ends a session in a shard.
+    fn in_shard(&mut self, asked: &Asked<'t>, shard: u16, operation: batch::Operation<'t>) {
+        let &Asked {
+            incoming,
+            origin,
+            deadline,
+            ..
+        } = asked;
+        if !self.is_shard(shard, origin) {
+            return;
+        }
+        let core = owner(shard, self.dispatch.cores);
+        if self.is_late(deadline) {
+            self.late(origin);
+        } else if core == self.dispatch.core {
+            self.batch(shard).in_sessions.push((origin, operation));
+        } else {
+            self.forward(core, incoming, origin, deadline);
+        }
+    }
+
+    /// Whether a request names a shard there is; else it has been refused.
+    fn is_shard(&mut self, shard: u16, origin: Origin) -> bool {
+        let shards = self.dispatch.members.len();
+        let is = usize::from(shard) < shards;
+        if !is {
+            self.dispatch.stats.requests_rejected += 1;
+            let message = format!("there is no shard {shard}; shards are 0 to {}", shards - 1);
+            self.replies
+                .refuse(self.streams, origin, Status::InvalidArgument, &message);
+        }
+        is
     }
 
     fn hello(&mut self, connection: ConnectionKey, origin: Origin, hello: &Hello<'_>) {
@@ -924,7 +992,12 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
     #[inline]
     fn batch(&mut self, shard: u16) -> &mut Batch<'t> {
         let batch = &mut self.batches[usize::from(shard)];
-        if batch.keys.is_empty() && batch.writes.is_empty() && batch.pages.is_empty() && batch.lax.is_empty() {
+        let is_new = batch.keys.is_empty()
+            && batch.writes.is_empty()
+            && batch.in_sessions.is_empty()
+            && batch.pages.is_empty()
+            && batch.lax.is_empty();
+        if is_new {
             self.dispatch.busy_shards.push(shard);
         }
         batch

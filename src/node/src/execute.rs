@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use generation_engine::batch::Operation;
 use generation_engine::machine::Reply;
 use generation_engine::{Cursor, EntryRef, Outcome, Shard, Version};
 use generation_proto::limits::FRAME_OVERHEAD;
@@ -53,10 +54,12 @@ impl<D: Disk> Turn<'_, '_, D> {
         if !batch.writes.is_empty() {
             self.dispatch.stats.writes += batch.writes.len() as u64;
             replica.propose(self.moment.now_ms, &mut batch.writes);
-            replica.drain(|state, origin, outcome| {
-                let index = state.applied_index();
-                write_reply(self.replies, self.streams, shard, index, origin, outcome);
-            });
+            replica.drain(|state, origin, reply| self.applied(shard, state.applied_index(), origin, reply));
+        }
+        if !batch.in_sessions.is_empty() {
+            self.dispatch.stats.writes += batch.in_sessions.len() as u64;
+            replica.propose_in_sessions(self.moment.now_ms, &mut batch.in_sessions);
+            replica.drain(|state, origin, reply| self.applied(shard, state.applied_index(), origin, reply));
         }
         if !batch.keys.is_empty() {
             self.read(
@@ -79,7 +82,7 @@ impl<D: Disk> Turn<'_, '_, D> {
 
     fn execute_in_group(&mut self, shard: u16, group: &mut Group<D>, batch: &mut Batch<'_>) {
         let now = self.moment.now;
-        if !batch.writes.is_empty() {
+        if !batch.writes.is_empty() || !batch.in_sessions.is_empty() {
             self.propose(shard, group, batch);
         }
         let alone = group.replica().filter(|replica| replica.alone().is_some());
@@ -154,19 +157,22 @@ impl<D: Disk> Turn<'_, '_, D> {
         let replica = match group.may_propose(self.moment.now) {
             Ok(replica) => replica,
             Err(refused) => {
-                for (origin, _) in batch.writes.drain(..) {
+                let plain = batch.writes.drain(..).map(|(origin, _)| origin);
+                for origin in plain.chain(batch.in_sessions.drain(..).map(|(origin, _)| origin)) {
                     self.refuse(shard, origin, refused);
                 }
                 return;
             }
         };
-        self.dispatch.stats.writes += batch.writes.len() as u64;
-        let writes = batch.writes.drain(..).map(|(origin, command)| Write {
+        let plain = batch.writes.drain(..);
+        let plain = plain.map(|(origin, command)| (origin, Operation::from(command)));
+        let writes = plain.chain(batch.in_sessions.drain(..));
+        let writes = writes.map(|(origin, operation)| Write {
             token: Token::Write(origin),
-            command,
-            session: None,
+            operation,
         });
         let mut writes: Vec<Write<'_, Token>> = writes.collect();
+        self.dispatch.stats.writes += writes.len() as u64;
         let wake = group.wake();
         let (now, now_ms) = (self.moment.now, self.moment.now_ms);
         group.proposer.propose(&replica, now, now_ms, &mut writes, &wake);
@@ -281,21 +287,7 @@ impl<D: Disk> Turn<'_, '_, D> {
                 self.replies
                     .reply(self.streams, origin, &meta, &ReplyOptions::default(), &[]);
             }
-            Answer::Applied { index, reply } => match reply {
-                Reply::Outcome(outcome) => write_reply(self.replies, self.streams, shard, index, origin, outcome),
-                Reply::SessionExpired | Reply::SessionEnded | Reply::Acknowledged => {
-                    self.say(
-                        shard,
-                        origin,
-                        Status::SessionExpired,
-                        "the session is unknown or has expired",
-                    );
-                }
-                Reply::Busy => self.busy(origin),
-                Reply::SessionOpened | Reply::Configured | Reply::PolicyFixed | Reply::ReplicaId(_) => {
-                    self.say(shard, origin, Status::Internal, "an answer to another question");
-                }
-            },
+            Answer::Applied { index, reply } => self.applied(shard, index, origin, reply),
             Answer::NotProposed(_) => {
                 let replica = group.replica();
                 let refused = match replica {
@@ -316,6 +308,35 @@ impl<D: Disk> Turn<'_, '_, D> {
             // Whether its expiry was committed or not: the read can be repeated.
             Answer::InDoubt => self.refuse(shard, origin, Refused::NoQuorum),
         }
+    }
+
+    /// Answers a write, or what opens or ends a session, with what came of it when it was applied.
+    fn applied(&mut self, shard: u16, index: u64, origin: Origin, reply: Reply) {
+        let (status, message) = match reply {
+            Reply::Outcome(outcome) => {
+                return write_reply(self.replies, self.streams, shard, index, origin, outcome);
+            }
+            Reply::SessionOpened | Reply::SessionEnded => {
+                let mut meta = self.replies.meta(Status::Ok);
+                (meta.shard, meta.index) = (shard, index);
+                let options = ReplyOptions::default();
+                return self.replies.reply(self.streams, origin, &meta, &options, &[]);
+            }
+            Reply::SessionExpired => (Status::SessionExpired, "the session is unknown or has expired"),
+            Reply::Acknowledged => (
+                Status::InvalidArgument,
+                "the session's client has said that it has seen the reply to this number",
+            ),
+            Reply::Busy => {
+                self.dispatch.stats.requests_busy += 1;
+                let message = "the shard's table of sessions is full: close sessions, or wait until idle ones expire";
+                return self.replies.refuse(self.streams, origin, Status::Busy, message);
+            }
+            Reply::Configured | Reply::PolicyFixed | Reply::ReplicaId(_) => {
+                (Status::Internal, "an answer to another question")
+            }
+        };
+        self.say(shard, origin, status, message);
     }
 
     fn say(&mut self, shard: u16, origin: Origin, status: Status, message: &str) {

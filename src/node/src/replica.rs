@@ -1,18 +1,25 @@
-//! A shard of this core and the one way to change it: a batch is proposed, and its outcomes come back.
+//! A shard of this core and the one way to change it: a batch is proposed, and its replies come back.
 //!
-//! On a single node there is nobody to agree with, so a batch is applied as it is proposed and its outcomes are there at once;
-//! callers do not rely on that. They collect outcomes with [`Replica::drain`], by the tokens they proposed with, which is all they
+//! On a single node there is nobody to agree with, so a batch is applied as it is proposed and its replies are there at once;
+//! callers do not rely on that. They collect replies with [`Replica::drain`], by the tokens they proposed with, which is all they
 //! will see when a log between nodes stands in between.
 //!
 //! Invariants:
 //! - Everything proposed in one call becomes one log entry: the next index, stamped with the node's clock unless shard time is
-//!   ahead. (More than fits one entry goes on in the next.)
+//!   ahead. (More than fits one entry goes on in the next.) What is asked in sessions is an entry of its own behind the rest, so that
+//!   a batch without sessions is looked up ahead as a whole.
 //! - Victims that make room for a batch precede it in its entry, so every replica removes the same entries at the same place.
 
-use generation_engine::{Command, Outcome, Shard, ShardConfig, Version, Victim};
+use generation_engine::batch::Operation;
+use generation_engine::machine::{Machine, Reply};
+use generation_engine::session::SessionLimits;
+use generation_engine::{Command, Shard, ShardConfig, Version, Victim};
 
 /// Most commands in one log entry: a position has 16 bits.
 const MAX_ENTRY_COMMANDS: usize = 1 << 16;
+
+/// Sessions ended by one step of the sweep.
+const SESSIONS_PER_SWEEP: usize = 256;
 
 /// What a counter written by `Incr` may take, in bytes: the digits of the smallest `i64`.
 const MAX_COUNTER_LEN: usize = 20;
@@ -20,26 +27,27 @@ const MAX_COUNTER_LEN: usize = 20;
 /// One shard with its place in the log.
 #[derive(Debug)]
 pub(crate) struct Replica<T> {
-    shard: Shard,
+    machine: Machine,
     index: u64,
     /// Commands in the entry being applied.
     position: usize,
-    outcomes: Vec<(T, Outcome)>,
+    replies: Vec<(T, Reply)>,
     /// Of the commands being applied.
-    results: Vec<Outcome>,
+    results: Vec<Reply>,
     victims: Vec<Victim>,
     entries: u64,
 }
 
 impl<T> Replica<T> {
     pub(crate) fn new(config: ShardConfig) -> Self {
-        let shard = Shard::new(config);
-        let index = shard.applied_index();
+        // Its one replica has the first id.
+        let machine = Machine::new(config, SessionLimits::default(), 2);
+        let index = machine.shard().applied_index();
         Self {
-            shard,
+            machine,
             index,
             position: 0,
-            outcomes: Vec::new(),
+            replies: Vec::new(),
             results: Vec::new(),
             victims: Vec::new(),
             entries: 0,
@@ -48,12 +56,12 @@ impl<T> Replica<T> {
 
     /// The shard, for reading.
     pub(crate) fn shard(&self) -> &Shard {
-        &self.shard
+        self.machine.shard()
     }
 
     /// The shard, for reading with recency.
     pub(crate) fn shard_mut(&mut self) -> &mut Shard {
-        &mut self.shard
+        self.machine.shard_mut()
     }
 
     /// Log entries applied since the start.
@@ -63,31 +71,34 @@ impl<T> Replica<T> {
 
     /// Proposes `batch` (drained) as one log entry of `now_ms`.
     pub(crate) fn propose(&mut self, now_ms: u64, batch: &mut Vec<(T, Command<'_>)>) {
-        self.make_room(batch);
+        self.make_room(batch.iter().map(|(_, command)| command));
         self.begin(now_ms);
-        let victims = std::mem::take(&mut self.victims);
-        for victim in &victims {
-            self.apply(
-                now_ms,
-                &Command::Evict {
-                    hash: victim.hash,
-                    version: victim.version,
-                },
-            );
-        }
-        self.victims = victims;
-        self.victims.clear();
+        self.evict(now_ms);
         while !batch.is_empty() {
             if self.position == MAX_ENTRY_COMMANDS {
                 self.begin(now_ms);
             }
             let count = batch.len().min(MAX_ENTRY_COMMANDS - self.position);
             self.position += count;
-            let (shard, results) = (&mut self.shard, &mut self.results);
+            let (shard, results) = (self.machine.shard_mut(), &mut self.results);
             let commands = batch[..count].iter().map(|(_, command)| *command);
-            shard.apply_batch(commands, |_, outcome| results.push(outcome));
+            shard.apply_batch(commands, |_, outcome| results.push(Reply::Outcome(outcome)));
             let tokens = batch.drain(..count).map(|(token, _)| token);
-            self.outcomes.extend(tokens.zip(results.drain(..)));
+            self.replies.extend(tokens.zip(results.drain(..)));
+        }
+    }
+
+    /// Proposes what is asked in sessions, and of them (drained), as one log entry of `now_ms`.
+    pub(crate) fn propose_in_sessions(&mut self, now_ms: u64, batch: &mut Vec<(T, Operation<'_>)>) {
+        self.make_room(batch.iter().filter_map(|(_, operation)| match operation {
+            Operation::Command { command, .. } => Some(command),
+            _ => None,
+        }));
+        self.begin(now_ms);
+        self.evict(now_ms);
+        for (token, operation) in batch.drain(..) {
+            let reply = self.apply(now_ms, &operation);
+            self.replies.push((token, reply));
         }
     }
 
@@ -95,34 +106,38 @@ impl<T> Replica<T> {
     pub(crate) fn propose_expiry(&mut self, now_ms: u64, expired: &[(u64, Version)]) {
         self.begin(now_ms);
         for &(hash, version) in expired {
-            self.apply(now_ms, &Command::Expire { hash, version });
+            self.apply(now_ms, &Command::Expire { hash, version }.into());
         }
     }
 
     /// One bounded step of the expiry sweep; whatever is due goes as one log entry.
     pub(crate) fn sweep(&mut self, now_ms: u64, max_work: usize) {
         let mut due = std::mem::take(&mut self.victims);
-        self.shard.propose_expired(now_ms, max_work, &mut due);
-        if !due.is_empty() {
+        let mut sessions = Vec::new();
+        self.machine.shard_mut().propose_expired(now_ms, max_work, &mut due);
+        self.machine
+            .sessions()
+            .propose_expired(now_ms, SESSIONS_PER_SWEEP, &mut sessions);
+        if !due.is_empty() || !sessions.is_empty() {
             self.begin(now_ms);
-            for victim in &due {
-                self.apply(
-                    now_ms,
-                    &Command::Expire {
-                        hash: victim.hash,
-                        version: victim.version,
-                    },
-                );
+            for victim in due.drain(..) {
+                let expire = Command::Expire {
+                    hash: victim.hash,
+                    version: victim.version,
+                };
+                self.apply(now_ms, &expire.into());
             }
-            due.clear();
+            for session in sessions {
+                self.apply(now_ms, &Operation::ExpireSession { session });
+            }
         }
         self.victims = due;
     }
 
-    /// Gives every outcome that has come since the last call, in the order of proposal.
-    pub(crate) fn drain(&mut self, mut each: impl FnMut(&Shard, T, Outcome)) {
-        for (token, outcome) in self.outcomes.drain(..) {
-            each(&self.shard, token, outcome);
+    /// Gives every reply that has come since the last call, in the order of proposal.
+    pub(crate) fn drain(&mut self, mut each: impl FnMut(&Shard, T, Reply)) {
+        for (token, reply) in self.replies.drain(..) {
+            each(self.machine.shard(), token, reply);
         }
     }
 
@@ -130,28 +145,41 @@ impl<T> Replica<T> {
         self.index += 1;
         self.position = 0;
         self.entries += 1;
-        self.shard.begin(self.index, now_ms);
+        self.machine.shard_mut().begin(self.index, now_ms);
     }
 
-    fn apply(&mut self, now_ms: u64, command: &Command<'_>) -> Outcome {
+    fn evict(&mut self, now_ms: u64) {
+        let mut victims = std::mem::take(&mut self.victims);
+        for victim in victims.drain(..) {
+            let evict = Command::Evict {
+                hash: victim.hash,
+                version: victim.version,
+            };
+            self.apply(now_ms, &evict.into());
+        }
+        self.victims = victims;
+    }
+
+    fn apply(&mut self, now_ms: u64, operation: &Operation<'_>) -> Reply {
         if self.position == MAX_ENTRY_COMMANDS {
             self.begin(now_ms);
         }
         self.position += 1;
-        self.shard.apply(command)
+        self.machine.apply_operation(operation)
     }
 
-    /// Finds the victims that `batch` needs. What a batch adds at most is cheap to add up; only when that would not fit is each
+    /// Finds the victims that `commands` need. What a batch adds at most is cheap to add up; only when that would not fit is each
     /// key looked up, so that overwriting what is there evicts nothing.
-    fn make_room(&mut self, batch: &[(T, Command<'_>)]) {
+    fn make_room<'a, 'c: 'a>(&mut self, commands: impl Iterator<Item = &'a Command<'c>> + Clone) {
         let (mut bytes, mut records) = (0, 0);
-        for (_, command) in batch {
+        for command in commands.clone() {
             if let Some((_, cost)) = self.growth(command) {
                 bytes += cost;
                 records += 1;
             }
         }
-        let stats = self.shard.stats();
+        let shard = self.machine.shard();
+        let stats = shard.stats();
         let fits = stats.used_bytes + bytes <= stats.budget_bytes
             && stats
                 .max_records
@@ -160,25 +188,28 @@ impl<T> Replica<T> {
             return;
         }
         (bytes, records) = (0, 0);
-        for (_, command) in batch {
+        for command in commands {
             let Some((key, cost)) = self.growth(command) else {
                 continue;
             };
-            if let Some(entry) = self.shard.peek(key) {
-                bytes += cost.saturating_sub(self.shard.cost(key.len(), entry.value.len()));
+            if let Some(entry) = shard.peek(key) {
+                bytes += cost.saturating_sub(shard.cost(key.len(), entry.value.len()));
             } else {
                 bytes += cost;
                 records += 1;
             }
         }
-        self.shard.propose_victims(bytes, records, &mut self.victims);
+        self.machine
+            .shard_mut()
+            .propose_victims(bytes, records, &mut self.victims);
     }
 
     /// The key and the cost of the entry a command may write.
     fn growth<'a>(&self, command: &Command<'a>) -> Option<(&'a [u8], u64)> {
+        let shard = self.machine.shard();
         match *command {
-            Command::Put { key, value, .. } => Some((key, self.shard.cost(key.len(), value.len()))),
-            Command::Incr { key, .. } => Some((key, self.shard.cost(key.len(), MAX_COUNTER_LEN))),
+            Command::Put { key, value, .. } => Some((key, shard.cost(key.len(), value.len()))),
+            Command::Incr { key, .. } => Some((key, shard.cost(key.len(), MAX_COUNTER_LEN))),
             _ => None,
         }
     }
@@ -186,7 +217,8 @@ impl<T> Replica<T> {
 
 #[cfg(test)]
 mod tests {
-    use generation_engine::Condition;
+    use generation_engine::session::SessionWrite;
+    use generation_engine::{Condition, Outcome};
 
     use super::*;
 
@@ -207,7 +239,10 @@ mod tests {
             .collect();
         replica.propose(1_000, &mut batch);
         let mut outcomes = Vec::new();
-        replica.drain(|_, token, outcome| outcomes.push((token, outcome)));
+        replica.drain(|_, token, reply| match reply {
+            Reply::Outcome(outcome) => outcomes.push((token, outcome)),
+            other => panic!("{other:?}"),
+        });
         outcomes
     }
 
@@ -290,5 +325,42 @@ mod tests {
         replica.sweep(5_000, 100);
         assert_eq!((replica.entries(), replica.shard().stats().records), (2, 0));
         assert_eq!(replica.shard().shard_time_ms(), 5_000);
+    }
+
+    #[test]
+    fn a_numbered_write_is_executed_once_and_the_sweep_ends_idle_sessions() {
+        let mut replica: Replica<u32> = Replica::new(ShardConfig::default());
+        let incr = |session| Operation::Command {
+            command: Command::Incr { key: b"n", delta: 5 },
+            session: Some(SessionWrite {
+                session,
+                seq: 1,
+                first_unacked: 1,
+            }),
+        };
+        let mut ask = |now_ms, operations: &[Operation<'_>]| {
+            let mut batch: Vec<_> = (0..).zip(operations.iter().copied()).collect();
+            replica.propose_in_sessions(now_ms, &mut batch);
+            let mut replies = Vec::new();
+            replica.drain(|_, _, reply| replies.push(reply));
+            replica.sweep(now_ms, 100);
+            (replies, replica.machine.sessions().len())
+        };
+        let five = Reply::Outcome(Outcome::Counter {
+            version: Version::new(2, 0),
+            value: 5,
+        });
+        let open = Operation::OpenSession { session: 7 };
+        assert_eq!(
+            ask(1_000, &[incr(7), open]),
+            (vec![Reply::SessionExpired, Reply::SessionOpened], 1)
+        );
+        assert_eq!(
+            ask(1_000, &[incr(7), incr(7), incr(8)]),
+            (vec![five, five, Reply::SessionExpired], 1)
+        );
+        let idle_ms = SessionLimits::default().idle_ms;
+        assert_eq!(ask(1_000 + idle_ms, &[incr(7)]), (vec![five], 1));
+        assert_eq!(ask(10_000 + 3 * idle_ms, &[incr(7)]), (vec![Reply::SessionExpired], 0));
     }
 }

@@ -9,7 +9,7 @@ use generation_engine::ShardConfig;
 use generation_node::NodeLimits;
 use generation_proto::reply::{MultiResult, Page};
 use generation_proto::request::{Hello, Scan};
-use generation_proto::{Condition, Consistency, Map, Operation, RequestOptions, Session, SlotTable, Status};
+use generation_proto::{Condition, Consistency, Map, Operation, RequestOptions, SlotTable, Status};
 use generation_sim::{NodeSetup, Sim, Weather};
 
 /// Keys on different shards, so that some are on another core than the connection.
@@ -418,7 +418,7 @@ fn the_least_recently_used_goes_first() {
 }
 
 #[test]
-fn consistency_deadlines_and_sessions_are_honoured() {
+fn consistency_and_deadlines_are_honoured() {
     let (mut sim, lane) = one_node(1, &NodeSetup::default());
     let written = put(&mut sim, lane, b"k", b"v");
     let get_with = |sim: &mut Sim, options| call_with(sim, lane, Operation::Get { key: b"k" }, options);
@@ -463,24 +463,6 @@ fn consistency_deadlines_and_sessions_are_honoured() {
     );
     assert_eq!(status(&overdue), Status::DeadlineExceeded);
     assert_eq!(get(&mut sim, lane, b"k").unwrap(), b"v");
-    let session = Some(Session {
-        id: 9,
-        seq: 1,
-        first_unacked: 1,
-    });
-    let options = RequestOptions {
-        session,
-        ..RequestOptions::default()
-    };
-    assert_eq!(
-        status(&call_with(
-            &mut sim,
-            lane,
-            Operation::Incr { key: b"n", delta: 1 },
-            options
-        )),
-        Status::Ok
-    );
 }
 
 #[test]

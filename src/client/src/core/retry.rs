@@ -8,7 +8,7 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::error::{Error, NotSent};
+use super::error::{Error, NotSent, State};
 
 /// How retries are paced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,12 +157,12 @@ impl Attempts {
             Error::Rejected(_) => false,
             Error::InDoubt(_) => self.in_session,
             Error::NotSent(error) => match error {
-                // Time is up, or asking again gives the same answer.
-                NotSent::Timeout { .. }
-                | NotSent::ReadOnly { .. }
-                | NotSent::TooStale { .. }
-                | NotSent::Protocol { .. }
-                | NotSent::Closed => false,
+                // An attempt in a session has less time than the request.
+                NotSent::Timeout { .. } => self.in_session,
+                // Asking again gives the same answer.
+                NotSent::ReadOnly { .. } | NotSent::TooStale { .. } | NotSent::Protocol { .. } | NotSent::Closed => {
+                    false
+                }
                 NotSent::Connect(error) => error.is_transient(),
                 NotSent::ConnectionLost { .. }
                 | NotSent::Busy { .. }
@@ -172,6 +172,30 @@ impl Attempts {
                 | NotSent::Other { .. } => true,
             },
         }
+    }
+}
+
+/// What is known of the earlier attempts at one write in a session.
+#[derive(Debug, Clone, Default)]
+pub struct Doubt(Option<Error>);
+
+impl Doubt {
+    /// An attempt failed.
+    pub fn note(&mut self, error: &Error) {
+        if self.0.is_none() && error.state() == State::InDoubt {
+            self.0 = Some(error.clone());
+        }
+    }
+
+    /// Whether no attempt can have been executed: only then may the write be given a new number, in a new session.
+    pub const fn is_none(&self) -> bool {
+        self.0.is_none()
+    }
+
+    /// The error of the write whose last attempt failed with `last`: what an earlier one may have done outweighs what the last one did
+    /// not.
+    pub fn outweighs(self, last: Error) -> Error {
+        self.0.unwrap_or(last)
     }
 }
 
@@ -223,6 +247,21 @@ mod tests {
         assert_eq!(plain.after(&lost(), true, NOW, &policy, &budget, 1), None);
         let mut session = Attempts::new(DEADLINE, true);
         assert!(session.after(&lost(), false, NOW, &policy, &budget, 1).is_some());
+    }
+
+    #[test]
+    fn an_earlier_doubt_outweighs_a_later_refusal() {
+        let mut doubt = Doubt::default();
+        doubt.note(&busy(1));
+        assert!(doubt.is_none());
+        assert_eq!(
+            doubt.clone().outweighs(Rejected::SessionExpired.into()),
+            Rejected::SessionExpired.into()
+        );
+        doubt.note(&lost());
+        doubt.note(&busy(1));
+        assert!(!doubt.is_none());
+        assert_eq!(doubt.outweighs(Rejected::SessionExpired.into()), lost());
     }
 
     #[test]

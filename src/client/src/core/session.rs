@@ -105,10 +105,10 @@ pub struct WriteSession {
 }
 
 /// Most writes of a session to one shard that may be unanswered at a time: what a shard keeps replies for.
-pub const SESSION_WINDOW: u64 = 1024;
+pub const SESSION_WINDOW: u64 = generation_proto::limits::SESSION_WINDOW;
 
 impl WriteSession {
-    /// A session of a random id, not 0.
+    /// A session of a random id, not 0, that was opened in the shard.
     ///
     /// # Panics
     /// When `id` is 0.
@@ -121,14 +121,22 @@ impl WriteSession {
         }
     }
 
-    /// Numbers a write; `None` when [`SESSION_WINDOW`] lie between it and the oldest unanswered one: wait for that one.
-    pub fn begin(&mut self) -> Option<Session> {
+    /// The session.
+    pub const fn id(&self) -> u128 {
+        self.id
+    }
+
+    /// Numbers a request of `count` writes, from 1 to [`SESSION_WINDOW`] (several keys, or one): it has the number given here, its keys
+    /// that and the following ones. `None` when the last of them would not be within [`SESSION_WINDOW`] of the oldest unanswered write:
+    /// wait for that one.
+    pub fn begin(&mut self, count: u64) -> Option<Session> {
         let seq = self.next;
         let first_unacked = self.first_unacked();
-        if seq - first_unacked >= SESSION_WINDOW {
+        if seq - first_unacked + count > SESSION_WINDOW {
             return None;
         }
-        self.next += 1;
+        self.next += count;
+        // Its other numbers are covered by its first, which is the lowest of them.
         self.unacked.insert(seq);
         Some(Session {
             id: self.id,
@@ -178,9 +186,9 @@ mod tests {
     #[test]
     fn writes_are_numbered_and_replies_acknowledged_in_any_order() {
         let mut session = WriteSession::new(7);
-        let first = session.begin().unwrap();
-        let second = session.begin().unwrap();
-        let third = session.begin().unwrap();
+        let first = session.begin(1).unwrap();
+        let second = session.begin(1).unwrap();
+        let third = session.begin(1).unwrap();
         assert_eq!((first.seq, second.seq, third.first_unacked), (1, 2, 1));
         session.end(&second);
         assert_eq!(session.again(&third).first_unacked, 1);
@@ -188,19 +196,31 @@ mod tests {
         assert_eq!(session.again(&third).first_unacked, 3);
         assert_eq!(session.again(&third).seq, 3);
         session.end(&third);
-        assert_eq!(session.begin().unwrap().first_unacked, 4, "at most its own number");
+        assert_eq!(session.begin(1).unwrap().first_unacked, 4, "at most its own number");
     }
 
     #[test]
     fn the_window_is_bounded_by_the_oldest_unanswered_write() {
         let mut session = WriteSession::new(7);
-        let oldest = session.begin().unwrap();
+        let oldest = session.begin(1).unwrap();
         for _ in 1..SESSION_WINDOW {
-            let write = session.begin().unwrap();
+            let write = session.begin(1).unwrap();
             session.end(&write);
         }
-        assert_eq!(session.begin(), None);
+        assert_eq!(session.begin(1), None);
         session.end(&oldest);
-        assert!(session.begin().is_some());
+        assert!(session.begin(1).is_some());
+    }
+
+    #[test]
+    fn a_request_with_several_keys_takes_as_many_numbers() {
+        let mut session = WriteSession::new(7);
+        let keys = session.begin(SESSION_WINDOW - 1).unwrap();
+        assert_eq!(session.begin(2), None);
+        let last = session.begin(1).unwrap();
+        assert_eq!((keys.seq, last.seq, last.first_unacked), (1, SESSION_WINDOW, 1));
+        session.end(&keys);
+        assert_eq!(session.again(&last).first_unacked, SESSION_WINDOW);
+        assert_eq!(session.begin(SESSION_WINDOW - 1).unwrap().seq, SESSION_WINDOW + 1);
     }
 }

@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 
 use generation_engine::batch::{BatchWriter, Operation, PushError};
 use generation_engine::machine::Reply;
-use generation_engine::session::SessionWrite;
 use generation_engine::{Command, Shard, Version, Victim};
 use openraft_rt::AsyncRuntime as _;
 
@@ -49,9 +48,7 @@ pub struct Write<'a, K> {
     /// Comes back with the answer.
     pub token: K,
     /// What to do.
-    pub command: Command<'a>,
-    /// Its number in its client's session, if that asked for exactly once.
-    pub session: Option<SessionWrite>,
+    pub operation: Operation<'a>,
 }
 
 /// What came of a write.
@@ -178,13 +175,7 @@ impl<K> Proposer<K> {
             pushed.expect("invariant: an eviction fits an entry");
         }
         self.victims = victims;
-        for Write {
-            token,
-            command,
-            session,
-        } in writes.drain(..)
-        {
-            let operation = Operation::Command { command, session };
+        for Write { token, operation } in writes.drain(..) {
             self.push_for(now, token, &operation);
         }
         if let Some(last) = self.gathering.back_mut() {
@@ -429,7 +420,7 @@ impl<K> Proposer<K> {
     fn make_room<D: Disk, T: Transport>(&mut self, replica: &Replica<D, T>, writes: &[Write<'_, K>]) -> (u64, u64) {
         replica.machine().with(|machine| {
             let shard = machine.shard_mut();
-            let most = writes.iter().filter_map(|write| growth(shard, &write.command));
+            let most = writes.iter().filter_map(|write| growth(shard, &write.operation));
             let (mut bytes, mut records) = most.fold((0, 0), |(bytes, records), (_, cost)| (bytes + cost, records + 1));
             let stats = shard.stats();
             let fits = stats.used_bytes + self.bytes + bytes <= stats.budget_bytes
@@ -441,7 +432,7 @@ impl<K> Proposer<K> {
             }
             (bytes, records) = (0, 0);
             for write in writes {
-                let Some((key, cost)) = growth(shard, &write.command) else {
+                let Some((key, cost)) = growth(shard, &write.operation) else {
                     continue;
                 };
                 if let Some(entry) = shard.peek(key) {
@@ -457,8 +448,11 @@ impl<K> Proposer<K> {
     }
 }
 
-/// The key and the cost of the entry a command may write.
-fn growth<'a>(shard: &Shard, command: &Command<'a>) -> Option<(&'a [u8], u64)> {
+/// The key and the cost of the entry an operation may write.
+fn growth<'a>(shard: &Shard, operation: &Operation<'a>) -> Option<(&'a [u8], u64)> {
+    let Operation::Command { command, .. } = operation else {
+        return None;
+    };
     match *command {
         Command::Put { key, value, .. } => Some((key, shard.cost(key.len(), value.len()))),
         Command::Incr { key, .. } => Some((key, shard.cost(key.len(), MAX_COUNTER_LEN))),

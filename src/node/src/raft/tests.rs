@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use generation_engine::batch::Operation;
 use generation_engine::machine::Reply;
 use generation_engine::session::{SessionLimits, SessionWrite};
 use generation_engine::{Command, Condition, Outcome as EngineOutcome, Policy, ShardConfig, Version};
@@ -111,8 +112,7 @@ async fn propose(
     };
     let writes = commands.iter().enumerate().map(|(token, command)| Write {
         token,
-        command: *command,
-        session: None,
+        operation: (*command).into(),
     });
     let mut writes: Vec<_> = writes.collect();
     let now = super::runtime::Ambient::now(bench);
@@ -178,8 +178,7 @@ fn what_comes_while_entries_are_on_their_way_gathers_in_one() {
         for token in 0..turns {
             let mut writes = vec![Write {
                 token,
-                command: put(b"a", b"1", 0),
-                session: None,
+                operation: put(b"a", b"1", 0).into(),
             }];
             proposer.propose(&replica, now, 1_000, &mut writes, &wake);
         }
@@ -214,8 +213,7 @@ fn what_gathers_when_leadership_is_lost_was_not_proposed() {
         for token in 0..PIPELINE + 1 {
             let mut writes = vec![Write {
                 token,
-                command: put(b"a", b"1", 0),
-                session: None,
+                operation: put(b"a", b"1", 0).into(),
             }];
             proposer.propose(&replica, now, 1_000, &mut writes, &wake);
         }
@@ -262,8 +260,10 @@ fn entries_and_sessions_whose_time_has_come_are_swept() {
         };
         let mut writes = vec![Write {
             token: 0,
-            command: put(b"k", b"v", 0),
-            session: Some(session),
+            operation: Operation::Command {
+                command: put(b"k", b"v", 0),
+                session: Some(session),
+            },
         }];
         let now = super::runtime::Ambient::now(&bench);
         proposer.propose(&replica, now, 5_000, &mut writes, &wake);

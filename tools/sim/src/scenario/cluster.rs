@@ -99,6 +99,7 @@ fn calm(dice: &mut Dice) -> Plan {
                 300 + dice.below(700)
             },
             spread: CALM_AT,
+            sessions: dice.chance(500),
             ..WorkloadSetup::default()
         },
         incidents: Vec::new(),

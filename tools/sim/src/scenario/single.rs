@@ -66,6 +66,7 @@ fn calm(dice: &mut Dice) -> Plan {
             endpoints: 1 + dice.below(3) as usize,
             agents: 1 + dice.below(3) as usize,
             keys: 1 + dice.below(10),
+            sessions: dice.chance(500),
             ..WorkloadSetup::default()
         },
         incidents: Vec::new(),

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use generation_client::SessionToken;
-use generation_client::core::error::{Error, InDoubt, NotSent, Refusal, State};
-use generation_client::core::retry::Attempts;
+use generation_client::core::error::{Error, InDoubt, NotSent, Refusal, Rejected, State};
+use generation_client::core::retry::{Attempts, Doubt};
 use generation_client::core::routing::Target;
 use generation_client::core::session::WriteSession;
 use generation_proto::reply::Page;
 use generation_proto::request::Scan;
 use generation_proto::status::Class;
-use generation_proto::{Condition, Consistency, Operation, RequestOptions, Session, Status};
+use generation_proto::{Condition, Consistency, Operation, RequestOptions, Session, ShardSession, Status};
 use generation_quic::ConnectionKey;
 
 use super::endpoint::{Endpoint, Way};
@@ -21,8 +21,8 @@ use crate::dice::Dice;
 use crate::history::{Freshness, Op, Outcome, Reply};
 use crate::sim::Sim;
 
-/// How long a read waits for one node before it asks another.
-const READ_PATIENCE: Duration = Duration::from_millis(400);
+/// How long a read, or a write in a session, waits for one node before it asks another.
+const PATIENCE: Duration = Duration::from_millis(400);
 
 /// Keys asked for with one page of a scan: few, so that scans have pages.
 const PAGE_KEYS: u32 = 3;
@@ -60,8 +60,10 @@ struct Current {
     /// Whether it is a write of a session, and then its number there, once it has one.
     in_session: bool,
     session: Option<(u16, Session)>,
-    /// Whether an earlier attempt may have been executed.
-    doubt: Option<Error>,
+    /// The session that is being opened for it.
+    opening: Option<ShardSession>,
+    /// What earlier attempts may have done.
+    doubt: Doubt,
     /// A scan's keys so far, and where it goes on.
     found: Vec<String>,
     cursor: u64,
@@ -102,7 +104,7 @@ enum Attempt {
     Done(Reply),
     /// It failed; where the node named another leader, whether that was news.
     Failed(Error, bool),
-    /// A scan has another page to come.
+    /// There is more to ask: another page of a scan, or the write itself once its session is open.
     More,
 }
 
@@ -184,6 +186,24 @@ impl Agent {
             Some(Attempt::Done(reply)) => self.finish(sim, log, &current, Outcome::Done(reply)),
             Some(Attempt::Failed(error, redirected)) => {
                 current.tries += 1;
+                if current.opening.is_some() {
+                    if error.state() != State::NotSent {
+                        // Whether that id was opened or not: an id is opened once.
+                        current.opening = None;
+                    }
+                } else if let (Error::Rejected(Rejected::SessionExpired), Some((shard, _))) = (&error, current.session)
+                    && current.doubt.is_none()
+                {
+                    // Nothing of it was executed, so it may have a number in another session.
+                    self.sessions.remove(&shard);
+                    current.session = None;
+                    current.stage = Stage::Ready(now);
+                    sim.wake_at(now);
+                    self.current = Some(current);
+                    return;
+                } else {
+                    current.doubt.note(&error);
+                }
                 let random = self.dice.roll();
                 let (policy, budget) = (&endpoint.policy, &endpoint.budget);
                 match current
@@ -191,9 +211,6 @@ impl Agent {
                     .after(&error, redirected, elapsed, policy, budget, random)
                 {
                     Some(delay) => {
-                        if error.state() == State::InDoubt {
-                            current.doubt = Some(error);
-                        }
                         current.stage = Stage::Ready(now + delay);
                         sim.wake_at(now + delay);
                         self.current = Some(current);
@@ -226,7 +243,8 @@ impl Agent {
             stage: Stage::Ready(sim.now()),
             tries: 0,
             session: None,
-            doubt: None,
+            opening: None,
+            doubt: Doubt::default(),
             found: Vec::new(),
             cursor: 0,
         });
@@ -308,29 +326,35 @@ impl Agent {
         };
         let now = sim.now();
         let left = current.attempts.deadline().saturating_sub(sim.elapsed());
-        let patience = if current.op.is_write() {
+        let patience = if current.op.is_write() && !current.in_session {
             left
         } else {
-            left.min(READ_PATIENCE)
+            left.min(PATIENCE)
         };
         let mut options = RequestOptions {
             deadline_ms: Some((left.as_millis() as u32).max(1)),
             ..RequestOptions::default()
         };
         if current.in_session {
-            let session = if let Some((_, session)) = &current.session {
-                self.sessions[&shard].again(session)
-            } else {
-                let id = u128::from(self.dice.roll()) << 64 | u128::from(self.dice.roll()) | 1;
-                let session = self.sessions.entry(shard).or_insert_with(|| WriteSession::new(id));
-                session.begin().expect("invariant: one write at a time")
+            let session = match (&current.session, self.sessions.get_mut(&shard)) {
+                (Some((_, session)), Some(sessions)) => Some(sessions.again(session)),
+                (None, Some(sessions)) => Some(sessions.begin(1).expect("invariant: one write at a time")),
+                (_, None) => None,
             };
-            current.session = Some((shard, session));
-            options.session = Some(session);
+            current.session = session.map(|session| (shard, session));
+            options.session = session;
         }
-        let client = &mut sim.clients[endpoint.client];
-        let operation = operation(&current.op, &self.token, shard, current.cursor, &mut options);
-        let request = client.send(key, stream, operation, options);
+        current.opening = (current.in_session && current.session.is_none()).then(|| {
+            current.opening.unwrap_or_else(|| ShardSession {
+                id: u128::from(self.dice.roll()) << 64 | u128::from(self.dice.roll()) | 1,
+                shard,
+            })
+        });
+        let operation = match current.opening {
+            Some(session) => Operation::OpenSession(session),
+            None => operation(&current.op, &self.token, shard, current.cursor, &mut options),
+        };
+        let request = sim.clients[endpoint.client].send(key, stream, operation, options);
         sim.wake_at(now + patience);
         current.stage = Stage::Sent {
             node: number,
@@ -362,6 +386,10 @@ impl Agent {
         let class = Status::class_of_code(meta.status);
         if let (Class::Ok | Class::Answer, Some(status)) = (class, status) {
             self.token.observe(meta.shard, epoch, meta.index);
+            if let Some(ShardSession { id, shard }) = current.opening.take() {
+                self.sessions.insert(shard, WriteSession::new(id));
+                return Attempt::More;
+            }
             if let Op::Scan { .. } = current.op {
                 return page(current, response);
             }
@@ -415,9 +443,11 @@ impl Agent {
 
     /// The operation ends with an error. What an earlier attempt may have done outweighs what the last one did not.
     fn fail(&mut self, sim: &mut Sim, log: &mut Log, mut current: Current, error: Error) {
-        let error = current.doubt.take().unwrap_or(error);
+        let error = std::mem::take(&mut current.doubt).outweighs(error);
         let code = error.code().to_owned();
         let outcome = match error.state() {
+            // Without a number it was never sent: what is in doubt is the opening of its session.
+            State::InDoubt if current.in_session && current.session.is_none() => Outcome::Refused { code },
             State::InDoubt => Outcome::InDoubt { code },
             State::NotSent | State::Rejected => Outcome::Refused { code },
         };
