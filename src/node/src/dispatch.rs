@@ -148,7 +148,7 @@ pub(crate) enum Member<D: Disk> {
     /// It belongs to another core.
     Elsewhere,
     /// It is here alone: the node is not replicated and keeps nothing.
-    Alone(Replica<Origin>),
+    Alone(Box<Replica<Origin>>),
     /// It has a replica of a group here.
     Group(Box<Group<D>>),
 }
@@ -217,7 +217,7 @@ impl<D: Disk> Dispatch<D> {
         let table = SlotTable::new(&map.ranges, map.shards.len()).expect("invariant: even ranges cover every slot");
         let member = |shard| match groups {
             _ if owner(shard, cores) != core => Member::Elsewhere,
-            None => Member::Alone(Replica::new(config.shard)),
+            None => Member::Alone(Box::new(Replica::new(config.shard))),
             Some(common) => Member::Group(Box::new(Group::new(shard, common))),
         };
         Self {

@@ -13,7 +13,7 @@ use generation_proto::{Consistency, ReplyOptions, Status};
 
 use crate::dispatch::{Batch, Member, Reader, Turn};
 use crate::env::disk::Disk;
-use crate::group::{self, Group, Read, Refused, Token, What};
+use crate::group::{self, Group, Read, Readiness, Refused, Token, What};
 use crate::raft::proposer::{Answer, Write};
 use crate::raft::replica::ReadError;
 use crate::replica::Replica;
@@ -143,9 +143,9 @@ impl<D: Disk> Turn<'_, '_, D> {
         }
         for read in batch.lax.drain(..) {
             match group.read_now(now, read) {
-                Ok((read, age_ms)) => self.serve(shard, group, vec![read], Freshness::AsAsked(age_ms)),
-                Err(Some((read, refused))) => self.refuse(shard, read.origin, refused),
-                Err(None) => {}
+                Readiness::Now(read, age_ms) => self.serve(shard, group, vec![read], Freshness::AsAsked(age_ms)),
+                Readiness::Never(origin, refused) => self.refuse(shard, origin, refused),
+                Readiness::Later => {}
             }
         }
         group.confirm(now);
@@ -266,7 +266,7 @@ impl<D: Disk> Turn<'_, '_, D> {
         let mut answers = Vec::new();
         let (wake, now, now_ms) = (group.wake(), self.moment.now, self.moment.now_ms);
         group.proposer.drain(&replica, now, now_ms, &wake, |token, answer| {
-            answers.push((token, answer))
+            answers.push((token, answer));
         });
         for (token, answer) in answers {
             self.settled(shard, group, token, answer);
@@ -298,15 +298,14 @@ impl<D: Disk> Turn<'_, '_, D> {
                 };
                 self.refuse(shard, origin, refused);
             }
-            Answer::NoQuorum => self.refuse(shard, origin, Refused::NoQuorum),
             // The protocol's limits are checked when a request is decoded and are not above those of a log entry.
             Answer::Refused(error) => self.say(shard, origin, Status::ValueTooLarge, &error.to_string()),
             Answer::InDoubt if is_write => {
                 let message = "the write was proposed, and what became of it is not known";
                 self.say(shard, origin, Status::InDoubt, message);
             }
-            // Whether its expiry was committed or not: the read can be repeated.
-            Answer::InDoubt => self.refuse(shard, origin, Refused::NoQuorum),
+            // A read can be repeated, whether the expiry it waited for was committed or not.
+            Answer::InDoubt | Answer::NoQuorum => self.refuse(shard, origin, Refused::NoQuorum),
         }
     }
 
@@ -485,7 +484,7 @@ impl<D: Disk> Turn<'_, '_, D> {
             &mut self.dispatch.put_off,
             &mut self.dispatch.stats.reads,
         );
-        let stale = Consistency::Stale { max_age_ms: 0 }.code();
+        let bounded = Consistency::Stale { max_age_ms: 0 }.code();
         let each = |place: usize, entry: Option<EntryRef<'_>>| {
             let reader = &readers[place];
             let mut options = ReplyOptions::default();
@@ -494,7 +493,7 @@ impl<D: Disk> Turn<'_, '_, D> {
                     Freshness::Newest => 0,
                     Freshness::AsAsked(age_ms) => age_ms,
                 };
-                options.age_ms = (reader.consistency == stale).then_some(age_ms);
+                options.age_ms = (reader.consistency == bounded).then_some(age_ms);
             }
             if let Freshness::AsAsked(_) = freshness {
                 meta.consistency = reader.consistency;
