@@ -144,7 +144,10 @@ fn dev_serves_until_it_is_told_to_stop_and_starts_again_at_once() {
             .unwrap();
         assert_eq!(status.status.code(), Some(0), "{status:?}");
         let status: Value = serde_json::from_slice(&status.stdout).unwrap();
-        assert_eq!(status["cluster"], "dev");
+        assert_eq!(
+            (&status["cluster"], &status["durability"]),
+            (&"dev".into(), &"sync".into())
+        );
         assert_eq!(status["nodes"][0]["state"], "up");
         assert_eq!(status["nodes"][0]["records"], "1");
         assert_eq!(status["shards"].as_array().unwrap().len(), 16);
@@ -294,6 +297,7 @@ fn a_node_in_memory_keeps_nothing_and_never_goes_back_to_an_old_epoch() {
             .output()
             .unwrap();
         let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+        assert_eq!(status["durability"], "memory");
         let epoch = status["epoch"].as_u64().unwrap();
         assert!(epoch > last, "{epoch} after {last}");
         last = epoch;

@@ -87,18 +87,18 @@ impl Status<'_> {
         }
     }
 
-    /// What the nodes that answered keep of an acknowledged write; `None` where none says it.
-    fn durability(&self) -> Option<&'static str> {
-        let mut told = self
+    /// What an acknowledged write has survived, as the nodes that answered say. One that is not replicated does not say it.
+    fn durability(&self) -> &'static str {
+        let told = self
             .stats
             .iter()
-            .filter_map(|(_, stats)| stats.get("node.durability_sync"));
-        let first = told.next()?;
-        Some(match (first, told.all(|other| other == first)) {
-            (_, false) => "mixed",
-            (0, true) => Durability::Memory.name(),
-            (_, true) => Durability::Sync.name(),
-        })
+            .map(|(_, stats)| stats.get("node.durability_sync") == Some(1));
+        let (sync, memory): (Vec<bool>, Vec<bool>) = told.partition(|sync| *sync);
+        match (sync.is_empty(), memory.is_empty()) {
+            (false, false) => "mixed",
+            (false, true) => Durability::Sync.name(),
+            (true, _) => Durability::Memory.name(),
+        }
     }
 
     /// What an operator should know of a node, beside numbers.
@@ -234,7 +234,7 @@ impl Status<'_> {
             text,
             "cluster {}, durability {}, {} shards, map epoch {}",
             map.cluster,
-            self.durability().unwrap_or("unknown"),
+            self.durability(),
             map.shards.len(),
             map.epoch
         );
