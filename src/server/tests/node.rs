@@ -138,12 +138,25 @@ fn dev_serves_until_it_is_told_to_stop_and_starts_again_at_once() {
             &["get", "greeting", "--config", client.to_str().unwrap()],
         );
         assert_eq!(String::from_utf8(got.stdout).unwrap().trim_end(), "hello");
-        let status = generation(directory.path())
-            .args(["status", "--json"])
-            .output()
-            .unwrap();
-        assert_eq!(status.status.code(), Some(0), "{status:?}");
-        let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+        let status = || -> Value {
+            let mut command = generation(directory.path());
+            let status = command.args(["status", "--json"]).output().unwrap();
+            assert_eq!(status.status.code(), Some(0), "{status:?}");
+            serde_json::from_slice(&status.stdout).unwrap()
+        };
+        // Each shard elects its leader when it starts, though it is alone.
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let led = |status: &Value| {
+            status["shards"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .all(|shard| shard["leader"] == 1)
+        };
+        while !led(&status()) {
+            assert!(Instant::now() < deadline, "not every shard has a leader");
+        }
+        let status = status();
         assert_eq!(
             (&status["cluster"], &status["durability"]),
             (&"dev".into(), &"sync".into())
