@@ -120,8 +120,10 @@ impl Entries {
     #[inline]
     pub(crate) fn prefetch_all(&self, entry: Ref) {
         let slot = self.arena.slot(entry);
-        slot.iter().take(192).step_by(64).for_each(cpu::prefetch);
-        cpu::prefetch(&slot[slot.len().min(192) - 1]);
+        let last = slot.len().min(192) - 1;
+        for at in [0, 64, 128, last] {
+            cpu::prefetch(&slot[at.min(last)]);
+        }
     }
 
     /// Writes a new entry. `flags` are its flags but for those that say where its parts are.

@@ -1,6 +1,6 @@
 //! A shard: the meaning of commands over the [`Store`].
 
-use crate::arena::Ref;
+use crate::arena::{NIL, Ref};
 use crate::command::{Command, Condition, Outcome, Victim};
 use crate::config::{self, MAX_KEY_BYTES, MAX_VALUE_BYTES, Policy, ShardConfig};
 use crate::digest;
@@ -12,8 +12,12 @@ use crate::stats::ShardStats;
 use crate::store::{BATCH, LEVELS, Store};
 use crate::version::Version;
 
-/// Batches below this are looked up one by one: there is too little to overlap.
-const MIN_BATCH: usize = 4;
+/// Keys of a batch whose buckets are asked for together.
+const HASHED: usize = 64;
+
+/// Keys whose entries are asked for in one go. In a loop that does nothing else the processor is with several of them at a time even
+/// where each misses the TLB, which a prefetch waits for.
+const GROUP: usize = 16;
 
 /// Expiry times keep 48 bits.
 const MAX_EXPIRY_MS: u64 = (1 << 48) - 1;
@@ -267,25 +271,61 @@ impl Shard {
 
     /// [`Shard::get`] for many keys at once; `each` is called with the position of the key and its entry, in order of `keys`.
     ///
-    /// Keys are hashed first, then their buckets are asked for, then their entries, then the neighbours that a hit will write to,
-    /// so that the cache misses of a batch overlap: from some four keys on this is up to several times faster than one by one.
+    /// Buckets are asked for first, then entries, then the neighbours that a hit will write to, each before those of the keys in
+    /// front have been used, so that the cache misses of a batch overlap: from some four keys on this is up to several times
+    /// faster than one by one.
     pub fn get_batch<K: AsRef<[u8]>>(&mut self, keys: &[K], mut each: impl FnMut(usize, Option<EntryRef<'_>>)) {
-        for (batch, keys) in keys.chunks(BATCH).enumerate() {
-            let first = batch * BATCH;
-            if keys.len() < MIN_BATCH {
-                for (position, key) in (first..).zip(keys) {
-                    each(position, self.get(key.as_ref()));
-                }
-                continue;
+        for (number, keys) in keys.chunks(HASHED).enumerate() {
+            let mut hashes = [0; HASHED];
+            let hashes = &mut hashes[..keys.len()];
+            for (hash, key) in hashes.iter_mut().zip(keys) {
+                *hash = self.hash(key.as_ref());
             }
-            let mut found = [None; BATCH];
-            let found = &mut found[..keys.len()];
-            self.store.find_batch(keys, found);
-            for (position, &mut found) in (first..).zip(found) {
+            self.prefetch_index(hashes);
+            self.get_batch_hashed(keys, hashes, |position, entry| each(number * HASHED + position, entry));
+        }
+    }
+
+    /// [`Shard::get_batch`] with the hash of each key. [`Shard::prefetch_index`] should have been called with them.
+    ///
+    /// # Panics
+    /// If there are not as many hashes as keys.
+    pub fn get_batch_hashed<K: AsRef<[u8]>>(
+        &mut self,
+        keys: &[K],
+        hashes: &[u64],
+        mut each: impl FnMut(usize, Option<EntryRef<'_>>),
+    ) {
+        assert_eq!(keys.len(), hashes.len(), "a hash for each key");
+        // Group by group: while one is looked up, of the next the neighbours come, and of the one after that the entries.
+        let mut groups = hashes.chunks(GROUP);
+        let mut guess = |store: &Store| groups.next().map_or([NIL; GROUP], |hashes| store.guess(hashes));
+        let (mut next, mut after) = (guess(&self.store), guess(&self.store));
+        self.store.prefetch_guessed(&next);
+        for (number, (keys, hashes)) in keys.chunks(GROUP).zip(hashes.chunks(GROUP)).enumerate() {
+            let guesses = next;
+            next = after;
+            after = guess(&self.store);
+            self.store.prefetch_guessed(&next);
+            for (place, ((key, &hash), guess)) in keys.iter().zip(hashes).zip(guesses).enumerate() {
+                let found = self.store.find_guessed(guess, hash, key.as_ref());
                 let live = found.filter(|&entry| !self.has_expired(entry));
-                each(position, self.count_lookup(live));
+                each(number * GROUP + place, self.count_lookup(live));
             }
         }
+    }
+
+    /// Says that keys of these hashes will be looked up soon: their parts of the index are fetched meanwhile.
+    pub fn prefetch_index(&self, hashes: &[u64]) {
+        for &hash in hashes {
+            self.store.prefetch_home(hash);
+        }
+    }
+
+    /// Says that keys of these hashes, whose parts of the index have come, will be looked up next: the entries of the first of them
+    /// are fetched meanwhile, as many as a batch needs to be under way.
+    pub fn prefetch_entries(&self, hashes: &[u64]) {
+        let _: [_; GROUP] = self.store.guess(&hashes[..hashes.len().min(GROUP)]);
     }
 
     /// Says that a command about `key` will be applied soon: its part of the index is fetched meanwhile. Worth a call for every

@@ -41,7 +41,8 @@ const FILLING_SHARE: u64 = 16;
 /// How many victims are fetched ahead: a log entry's worth.
 const SCOUT_AHEAD: u32 = 24;
 
-/// How many keys of a batch are looked up together: enough to overlap their cache misses, few enough for the line fill buffers.
+/// How many commands of a log entry are fetched together: enough to overlap their cache misses, few enough for the line fill
+/// buffers.
 pub(crate) const BATCH: usize = 16;
 
 /// How many degrees of recency a snapshot tells apart.
@@ -152,34 +153,40 @@ impl Store {
         self.index.find(hash, |entry| self.entries.key(entry) == key)
     }
 
-    /// Finds the keys of a batch, at most [`BATCH`], all at once: each is hashed and its bucket asked for, then what the buckets
-    /// name, then what a hit will write to. `found` is as long as `keys`.
+    /// A search for `hash` will begin soon: its bucket is needed.
     #[inline]
-    pub(crate) fn find_batch<K: AsRef<[u8]>>(&self, keys: &[K], found: &mut [Option<Ref>]) {
-        let mut homes = [None; BATCH];
-        for (home, key) in homes.iter_mut().zip(keys) {
-            let hash = self.hash(key.as_ref());
-            let bucket = self.index.home(hash);
-            cpu::prefetch(bucket);
-            *home = Some((bucket, hash));
-        }
-        let homes = &homes[..keys.len()];
-        for ((key, found), home) in keys.iter().zip(&mut *found).zip(homes) {
-            *found = home.and_then(|(bucket, hash)| bucket.guess(hash));
-            if let Some(guess) = *found {
-                self.entries.prefetch_key(guess, key.as_ref().len());
+    pub(crate) fn prefetch_home(&self, hash: u64) {
+        self.index.prefetch(hash);
+    }
+
+    /// The entries that `hashes` probably name, [`NIL`] for none. All of them are asked for. Their buckets should have come.
+    #[inline]
+    pub(crate) fn guess<const N: usize>(&self, hashes: &[u64]) -> [Ref; N] {
+        let mut guesses = [NIL; N];
+        for (guess, &hash) in guesses.iter_mut().zip(hashes) {
+            if let Some(entry) = self.index.guess(hash) {
+                self.entries.prefetch_all(entry);
+                *guess = entry;
             }
         }
-        let hashes = homes.iter().flatten().map(|&(_, hash)| hash);
-        for ((key, found), hash) in keys.iter().zip(&mut *found).zip(hashes) {
-            let key = key.as_ref();
-            if !found.is_some_and(|guess| self.entries.key(guess) == key) {
-                *found = self.find(hash, key);
-            }
-            if let Some(entry) = *found {
-                self.prefetch_touch(entry);
-            }
+        guesses
+    }
+
+    /// What was guessed, and has come, will be touched soon.
+    #[inline]
+    pub(crate) fn prefetch_guessed(&self, guesses: &[Ref]) {
+        for &guess in guesses.iter().filter(|&&guess| guess != NIL) {
+            self.prefetch_touch(guess);
         }
+    }
+
+    /// As [`Store::find`], with a guess to try first.
+    #[inline]
+    pub(crate) fn find_guessed(&self, guess: Ref, hash: u64, key: &[u8]) -> Option<Ref> {
+        if guess != NIL && self.entries.key(guess) == key {
+            return Some(guess);
+        }
+        self.find(hash, key)
     }
 
     pub(crate) fn find_version(&self, hash: u64, version: Version) -> Option<Ref> {

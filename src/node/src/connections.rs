@@ -405,7 +405,16 @@ impl Connections {
     fn write_stream(&mut self, cx: &mut Context<'_>, index: u32) {
         let Some(stream) = cx.streams.at(index) else { return };
         let (key, id) = (stream.connection, stream.id);
-        if !stream.output.is_empty() {
+        if let Some(output) = cx.streams.hand_over(index) {
+            let mut rest = [output];
+            match cx.driver.write(key, id, &mut rest) {
+                Ok(written) if written.complete => {}
+                Ok(_) => cx.streams.give_back(index, &rest[0]),
+                Err(_) => return self.abandon(cx, index),
+            }
+        } else if let Some(stream) = cx.streams.at(index)
+            && !stream.output.is_empty()
+        {
             match cx.driver.write_slice(key, id, &stream.output) {
                 Ok(written) => cx.streams.taken(index, written.bytes),
                 Err(_) => return self.abandon(cx, index),

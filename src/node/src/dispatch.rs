@@ -89,6 +89,8 @@ impl Closing {
 #[derive(Debug, Default)]
 pub(crate) struct Batch<'t> {
     pub(crate) keys: Vec<&'t [u8]>,
+    /// The hash of each key.
+    pub(crate) hashes: Vec<u64>,
     pub(crate) readers: Vec<Reader>,
     pub(crate) writes: Vec<(Origin, Command<'t>)>,
     /// Writes in sessions, and what opens and ends sessions, in the order they came in.
@@ -112,6 +114,7 @@ impl Batch<'_> {
     fn recycle<'b>(self) -> Batch<'b> {
         Batch {
             keys: recycle(self.keys, |_| -> &'b [u8] { &[] }),
+            hashes: self.hashes,
             readers: self.readers,
             writes: recycle(self.writes, |(origin, _)| {
                 (
@@ -145,7 +148,7 @@ pub(crate) enum Member<D: Disk> {
     /// It belongs to another core.
     Elsewhere,
     /// It is here alone: the node is not replicated and keeps nothing.
-    Alone(Replica<Origin>),
+    Alone(Box<Replica<Origin>>),
     /// It has a replica of a group here.
     Group(Box<Group<D>>),
 }
@@ -214,7 +217,7 @@ impl<D: Disk> Dispatch<D> {
         let table = SlotTable::new(&map.ranges, map.shards.len()).expect("invariant: even ranges cover every slot");
         let member = |shard| match groups {
             _ if owner(shard, cores) != core => Member::Elsewhere,
-            None => Member::Alone(Replica::new(config.shard)),
+            None => Member::Alone(Box::new(Replica::new(config.shard))),
             Some(common) => Member::Group(Box::new(Group::new(shard, common))),
         };
         Self {
@@ -269,6 +272,7 @@ impl<D: Disk> Dispatch<D> {
             turn.route(place as u32, request);
         }
         let mut shards = std::mem::take(&mut turn.dispatch.busy_shards);
+        turn.fetch_ahead(&shards);
         for shard in shards.drain(..) {
             turn.execute(shard);
         }
@@ -610,13 +614,12 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
         if owner(shard, self.dispatch.cores) != self.dispatch.core {
             return false;
         }
-        let batch = self.batch(shard);
-        batch.keys.push(key);
-        batch.readers.push(Reader {
+        let reader = Reader {
             origin,
             incoming: place,
             consistency: 0,
-        });
+        };
+        self.read_later(shard, key, reader);
         true
     }
 
@@ -737,13 +740,12 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
         if self.is_ahead(shard, consistency) {
             return self.too_stale(shard, origin, None);
         }
-        let batch = self.batch(shard);
-        batch.keys.push(key);
-        batch.readers.push(Reader {
+        let reader = Reader {
             origin,
             incoming: place,
             consistency: consistency.code(),
-        });
+        };
+        self.read_later(shard, key, reader);
     }
 
     /// A request with several keys: what this core owns is executed here; of a request of this core's the rest is forwarded.
@@ -957,6 +959,37 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
         }
     }
 
+    /// Adds a lookup to the turn.
+    #[inline]
+    fn read_later(&mut self, shard: u16, key: &'t [u8], reader: Reader) {
+        let hash = match &self.dispatch.members[usize::from(shard)] {
+            Member::Alone(replica) => replica.shard().hash(key),
+            // Read when a majority has said that it may be, and looked for then.
+            Member::Group(_) | Member::Elsewhere => 0,
+        };
+        let batch = self.batch(shard);
+        batch.keys.push(key);
+        batch.hashes.push(hash);
+        batch.readers.push(reader);
+    }
+
+    /// Has memory begin with what the lookups of all these shards need first, so that none waits for it alone.
+    fn fetch_ahead(&self, shards: &[u16]) {
+        let reads = |&shard: &u16| {
+            let Member::Alone(replica) = &self.dispatch.members[usize::from(shard)] else {
+                return None;
+            };
+            Some((replica.shard(), &self.batches[usize::from(shard)].hashes[..]))
+        };
+        for (shard, hashes) in shards.iter().filter_map(reads) {
+            shard.prefetch_index(hashes);
+        }
+        for (shard, hashes) in shards.iter().filter_map(reads) {
+            shard.prefetch_entries(hashes);
+        }
+    }
+
+    #[inline]
     fn batch(&mut self, shard: u16) -> &mut Batch<'t> {
         let batch = &mut self.batches[usize::from(shard)];
         let is_new = batch.keys.is_empty()

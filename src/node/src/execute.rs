@@ -13,16 +13,12 @@ use generation_proto::{Consistency, ReplyOptions, Status};
 
 use crate::dispatch::{Batch, Member, Reader, Turn};
 use crate::env::disk::Disk;
-use crate::group::{self, Group, Read, Refused, Token, What};
+use crate::group::{self, Group, Read, Readiness, Refused, Token, What};
 use crate::raft::proposer::{Answer, Write};
 use crate::raft::replica::ReadError;
 use crate::replica::Replica;
 use crate::replies::{Origin, Replies};
 use crate::streams::Streams;
-
-/// Reads of one shard in one turn from which on they are looked up as a batch, so that memory is fetched ahead. Two at a time
-/// are slower than one by one.
-const BATCH_FROM: usize = 4;
 
 /// How long a client waits before it asks again who leads a shard, where nobody does.
 const LEADERLESS_RETRY: Duration = Duration::from_millis(50);
@@ -48,6 +44,7 @@ impl<D: Disk> Turn<'_, '_, D> {
             Member::Group(group) => self.execute_in_group(shard, group, &mut batch),
         }
         batch.keys.clear();
+        batch.hashes.clear();
         batch.readers.clear();
         self.dispatch.members[usize::from(shard)] = member;
         self.batches[usize::from(shard)] = batch;
@@ -68,7 +65,7 @@ impl<D: Disk> Turn<'_, '_, D> {
             self.read(
                 shard,
                 replica.shard_mut(),
-                &batch.keys,
+                (&batch.keys, Some(&batch.hashes)),
                 &batch.readers,
                 Freshness::Newest,
             );
@@ -93,7 +90,7 @@ impl<D: Disk> Turn<'_, '_, D> {
             if !batch.keys.is_empty() {
                 replica.machine().with(|machine| {
                     let state = machine.shard_mut();
-                    self.read(shard, state, &batch.keys, &batch.readers, Freshness::Newest);
+                    self.read(shard, state, (&batch.keys, None), &batch.readers, Freshness::Newest);
                 });
                 if !self.dispatch.late.is_empty() {
                     let hashes = |keys: &[&[u8]], late: &[(usize, Version)]| {
@@ -146,9 +143,9 @@ impl<D: Disk> Turn<'_, '_, D> {
         }
         for read in batch.lax.drain(..) {
             match group.read_now(now, read) {
-                Ok((read, age_ms)) => self.serve(shard, group, vec![read], Freshness::AsAsked(age_ms)),
-                Err(Some((read, refused))) => self.refuse(shard, read.origin, refused),
-                Err(None) => {}
+                Readiness::Now(read, age_ms) => self.serve(shard, group, vec![read], Freshness::AsAsked(age_ms)),
+                Readiness::Never(origin, refused) => self.refuse(shard, origin, refused),
+                Readiness::Later => {}
             }
         }
         group.confirm(now);
@@ -269,7 +266,7 @@ impl<D: Disk> Turn<'_, '_, D> {
         let mut answers = Vec::new();
         let (wake, now, now_ms) = (group.wake(), self.moment.now, self.moment.now_ms);
         group.proposer.drain(&replica, now, now_ms, &wake, |token, answer| {
-            answers.push((token, answer))
+            answers.push((token, answer));
         });
         for (token, answer) in answers {
             self.settled(shard, group, token, answer);
@@ -301,15 +298,14 @@ impl<D: Disk> Turn<'_, '_, D> {
                 };
                 self.refuse(shard, origin, refused);
             }
-            Answer::NoQuorum => self.refuse(shard, origin, Refused::NoQuorum),
             // The protocol's limits are checked when a request is decoded and are not above those of a log entry.
             Answer::Refused(error) => self.say(shard, origin, Status::ValueTooLarge, &error.to_string()),
             Answer::InDoubt if is_write => {
                 let message = "the write was proposed, and what became of it is not known";
                 self.say(shard, origin, Status::InDoubt, message);
             }
-            // Whether its expiry was committed or not: the read can be repeated.
-            Answer::InDoubt => self.refuse(shard, origin, Refused::NoQuorum),
+            // A read can be repeated, whether the expiry it waited for was committed or not.
+            Answer::InDoubt | Answer::NoQuorum => self.refuse(shard, origin, Refused::NoQuorum),
         }
     }
 
@@ -431,7 +427,7 @@ impl<D: Disk> Turn<'_, '_, D> {
                     }
                 }
             }
-            self.read(shard, state, &keys, &readers, freshness);
+            self.read(shard, state, (&keys, None), &readers, freshness);
             for (place, version) in self.dispatch.late.drain(..) {
                 expired.push((readers[place].origin, (state.hash(keys[place]), version)));
             }
@@ -468,7 +464,15 @@ impl<D: Disk> Turn<'_, '_, D> {
         }
     }
 
-    fn read(&mut self, shard: u16, state: &mut Shard, keys: &[&[u8]], readers: &[Reader], freshness: Freshness) {
+    /// Looks keys up, whose hashes may be known, and answers.
+    fn read(
+        &mut self,
+        shard: u16,
+        state: &mut Shard,
+        (keys, hashes): (&[&[u8]], Option<&[u64]>),
+        readers: &[Reader],
+        freshness: Freshness,
+    ) {
         let mut meta = self.replies.meta(Status::Ok);
         meta.shard = shard;
         meta.index = state.applied_index();
@@ -480,8 +484,8 @@ impl<D: Disk> Turn<'_, '_, D> {
             &mut self.dispatch.put_off,
             &mut self.dispatch.stats.reads,
         );
-        let stale = Consistency::Stale { max_age_ms: 0 }.code();
-        let mut each = |place: usize, entry: Option<EntryRef<'_>>| {
+        let bounded = Consistency::Stale { max_age_ms: 0 }.code();
+        let each = |place: usize, entry: Option<EntryRef<'_>>| {
             let reader = &readers[place];
             let mut options = ReplyOptions::default();
             if reader.consistency != 0 {
@@ -489,7 +493,7 @@ impl<D: Disk> Turn<'_, '_, D> {
                     Freshness::Newest => 0,
                     Freshness::AsAsked(age_ms) => age_ms,
                 };
-                options.age_ms = (reader.consistency == stale).then_some(age_ms);
+                options.age_ms = (reader.consistency == bounded).then_some(age_ms);
             }
             if let Freshness::AsAsked(_) = freshness {
                 meta.consistency = reader.consistency;
@@ -517,12 +521,9 @@ impl<D: Disk> Turn<'_, '_, D> {
                 put_off.push(reader.incoming);
             }
         };
-        if keys.len() < BATCH_FROM {
-            for (place, key) in keys.iter().enumerate() {
-                each(place, state.get(key));
-            }
-        } else {
-            state.get_batch(keys, each);
+        match hashes {
+            Some(hashes) => state.get_batch_hashed(keys, hashes, each),
+            None => state.get_batch(keys, each),
         }
     }
 
@@ -530,7 +531,7 @@ impl<D: Disk> Turn<'_, '_, D> {
     /// so that no replica serves them afterwards.
     fn read_expired(&mut self, shard: u16, replica: &mut Replica<Origin>, batch: &Batch<'_>) {
         let mut late = std::mem::take(&mut self.dispatch.late);
-        let hash = |&(place, version): &(usize, Version)| (replica.shard().hash(batch.keys[place]), version);
+        let hash = |&(place, version): &(usize, Version)| (batch.hashes[place], version);
         let expired: Vec<_> = late.iter().map(hash).collect();
         replica.propose_expiry(self.moment.now_ms, &expired);
         let mut meta = self.replies.meta(Status::NotFound);

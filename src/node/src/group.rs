@@ -129,6 +129,16 @@ pub(crate) enum Refused {
     ReadOnly,
 }
 
+/// Whether a read may be served.
+pub(crate) enum Readiness {
+    /// It may; what it reads may be this old, in milliseconds.
+    Now(Read, u32),
+    /// It waits here.
+    Later,
+    /// Its turn does not come.
+    Never(Origin, Refused),
+}
+
 /// What became of a read that had to be confirmed.
 pub(crate) enum Outcome {
     /// It may be served, from a state that was the newest at that instant.
@@ -291,38 +301,37 @@ impl<D: Disk> Group<D> {
         }
     }
 
-    /// Whether a read that arrives now may be served at once, and how old what it reads may be, in milliseconds. Otherwise it waits.
-    pub(crate) fn read_now(&mut self, now: Instant, read: Read) -> Result<(Read, u32), Option<(Read, Refused)>> {
+    /// Whether a read that arrives now may be served at once. Otherwise it waits.
+    pub(crate) fn read_now(&mut self, now: Instant, read: Read) -> Readiness {
         let Some(replica) = self.replica() else {
-            let refused = self.leaderless(now);
-            return Err(Some((read, refused)));
+            return Readiness::Never(read.origin, self.leaderless(now));
         };
         if self.waiting.len() + self.behind.len() >= READS_WAITING {
-            return Err(Some((read, Refused::Busy)));
+            return Readiness::Never(read.origin, Refused::Busy);
         }
         let applied = replica.machine().applied().map_or(0, |applied| applied.index);
         match read.consistency {
             Consistency::Session { epoch, index, .. } => {
                 if (epoch, index) <= (self.epoch, applied) {
-                    return Ok((read, 0));
+                    return Readiness::Now(read, 0);
                 }
                 self.wait_for(&replica, now, index, read);
             }
             Consistency::Stale { max_age_ms } => {
                 if replica.alone().is_some() {
-                    return Ok((read, 0));
+                    return Readiness::Now(read, 0);
                 }
                 if let Some(age) = self.age(now, applied)
                     && age <= Duration::from_millis(max_age_ms.into())
                 {
                     // Rounded up: never younger than it is.
-                    return Ok((read, age.as_millis() as u32 + 1));
+                    return Readiness::Now(read, age.as_millis() as u32 + 1);
                 }
                 self.waiting.push(read);
             }
             Consistency::Linearizable => self.waiting.push(read),
         }
-        Err(None)
+        Readiness::Later
     }
 
     /// For how long what has been applied here may not have been the newest.

@@ -23,4 +23,5 @@ pub mod transport;
 pub mod types;
 mod wire;
 
+pub use generation_engine::snapshot_file;
 pub use snapshot::SnapshotFile;

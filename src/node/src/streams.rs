@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::time::Instant;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use generation_proto::{Decoder, Frame, Opcode, Side};
 use generation_quic::{ConnectionKey, StreamId};
 use slab::Slab;
@@ -14,6 +14,10 @@ use slab::Slab;
 /// Buffers the pool keeps, and the largest it keeps.
 const POOL: usize = 256;
 const POOL_BUFFER: usize = 64 << 10;
+
+/// Output of these sizes is handed to the transport with its memory. Less is copied, so that its buffer stays in the pool; more may
+/// be taken in many pieces, and what is not taken has to be copied back.
+const HANDED_OVER: std::ops::RangeInclusive<usize> = 2 << 10..=64 << 10;
 
 /// Requests of one stream with large replies that are executed at a time.
 pub(crate) const HEAVY: u32 = 4;
@@ -59,6 +63,8 @@ pub(crate) struct Stream {
     pub(crate) decoder: Decoder,
     /// Encoded replies the transport has not taken.
     pub(crate) output: BytesMut,
+    /// The size of the next output, if it is likely to be handed over; otherwise 0.
+    expected: usize,
     /// Requests read and not answered.
     pub(crate) in_flight: u32,
     /// Of them, those whose reply may be large ([`is_heavy`]).
@@ -108,6 +114,7 @@ impl Streams {
             id,
             decoder: Decoder::new(Side::Server, max_frame_len),
             output: BytesMut::new(),
+            expected: 0,
             in_flight: 0,
             heavy: 0,
             deferred: VecDeque::new(),
@@ -196,10 +203,12 @@ impl Streams {
             found.touched = true;
             self.touched.push(stream.index);
         }
-        if found.output.capacity() == 0
-            && let Some(buffer) = self.pool.pop()
-        {
-            found.output = buffer;
+        if found.output.capacity() == 0 {
+            if found.expected > 0 {
+                found.output.reserve(found.expected);
+            } else if let Some(buffer) = self.pool.pop() {
+                found.output = buffer;
+            }
         }
         Room::Here(&mut found.output)
     }
@@ -222,6 +231,24 @@ impl Streams {
             if let Some(stream) = self.slab.get_mut(index as usize) {
                 stream.touched = false;
             }
+        }
+    }
+
+    /// Takes a stream's output, if it is to be handed over with its memory: if its size is right and it fills that memory half at
+    /// least, because all of it is held until the peer has acknowledged it.
+    pub(crate) fn hand_over(&mut self, index: u32) -> Option<Bytes> {
+        let stream = self.slab.get_mut(index as usize)?;
+        let len = stream.output.len();
+        let fit = HANDED_OVER.contains(&len);
+        stream.expected = if fit { len } else { 0 };
+        (fit && len >= stream.output.capacity() / 2).then(|| std::mem::take(&mut stream.output).freeze())
+    }
+
+    /// Gives back what the transport did not take of an output that was handed over.
+    pub(crate) fn give_back(&mut self, index: u32, rest: &[u8]) {
+        if let Some(stream) = self.slab.get_mut(index as usize) {
+            debug_assert!(stream.output.is_empty(), "an output was handed over whole");
+            stream.output.extend_from_slice(rest);
         }
     }
 

@@ -1,8 +1,9 @@
 //! The executors of a node: one per core, pinned where that makes sense, started together and stopped together.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -41,6 +42,27 @@ pub enum ExecutorError {
     },
 }
 
+/// Why the cores were not started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartFailure<E> {
+    /// An executor.
+    #[error(transparent)]
+    Executor(#[from] ExecutorError),
+    /// A core was not opened. All that were have been stopped.
+    #[error("core {core}: {error}")]
+    Open {
+        /// The core.
+        core: CoreId,
+        /// Why.
+        error: E,
+    },
+}
+
+/// The directory of a core, in its node's.
+pub fn core_directory(directory: &Path, core: CoreId) -> PathBuf {
+    directory.join(format!("core-{core}"))
+}
+
 /// The running cores of a node.
 pub struct Executors<T: Send + 'static> {
     shared: Arc<Shared>,
@@ -63,23 +85,49 @@ impl<E: Fn(CoreId)> Drop for Ended<E> {
 }
 
 impl<T: Send + 'static> Executors<T> {
-    /// Starts one executor per socket of `port` and runs `main` on each, pinned to `cpus` by core, or where the
-    /// operating system likes without them; each has a directory of its own in `directory`. Returns when every core is running. `ended` is
-    /// called on a core's thread when that core has ended, however it did; the other cores have been asked to stop by then.
-    pub fn start<F, M, E>(
+    /// As [`Executors::open`], with nothing to open.
+    pub fn start<F, M, N>(
         port: Port,
         cpus: Option<&[usize]>,
         directory: &Path,
         main: M,
-        ended: E,
+        ended: N,
     ) -> Result<Self, ExecutorError>
     where
         M: Fn(GlommioEnv) -> F + Clone + Send + 'static,
         F: Future<Output = T> + 'static,
-        E: Fn(CoreId) + Clone + Send + 'static,
+        N: Fn(CoreId) + Clone + Send + 'static,
+    {
+        let open = move |env| {
+            let running = main(env);
+            async { Ok::<_, Infallible>(running) }
+        };
+        Self::open(port, cpus, directory, open, ended).map_err(|failure| match failure {
+            StartFailure::Executor(error) => error,
+            StartFailure::Open { error, .. } => match error {},
+        })
+    }
+
+    /// Starts one executor per socket of `port`, pinned to `cpus` by core, or where the operating system likes without them; each has
+    /// a directory of its own in `directory`. `open` is run on each and returns what runs there. Returns when every core has been
+    /// opened and runs; if one was not, the others have been stopped. `ended` is called on a core's thread when that core has ended,
+    /// however it did; the other cores have been asked to stop by then.
+    pub fn open<F, G, M, E, N>(
+        port: Port,
+        cpus: Option<&[usize]>,
+        directory: &Path,
+        open: M,
+        ended: N,
+    ) -> Result<Self, StartFailure<E>>
+    where
+        M: Fn(GlommioEnv) -> F + Clone + Send + 'static,
+        F: Future<Output = Result<G, E>> + 'static,
+        G: Future<Output = T> + 'static,
+        E: Send + 'static,
+        N: Fn(CoreId) + Clone + Send + 'static,
     {
         let cores = port.sockets.len() as CoreId;
-        let start = |core, error| ExecutorError::Start { core, error };
+        let start = |core, error| StartFailure::Executor(ExecutorError::Start { core, error });
         let shared = Shared::new(cores).map_err(|error| start(0, error))?;
         let (ready_tell, ready) = mpsc::channel();
         let mut executors = Self {
@@ -96,14 +144,14 @@ impl<T: Send + 'static> Executors<T> {
                 socket,
                 mesh: end,
                 shared: Arc::clone(&shared),
-                directory: directory.join(format!("core-{core}")),
+                directory: core_directory(directory, core),
             };
             let ended = Ended {
                 core,
                 shared: Arc::clone(&shared),
                 tell: ended.clone(),
             };
-            let (main, ready_tell) = (main.clone(), ready_tell.clone());
+            let (open, ready_tell) = (open.clone(), ready_tell.clone());
             let handle = LocalExecutorBuilder::new(placement)
                 .name(&format!("core-{core}"))
                 .io_memory(IO_MEMORY_BYTES)
@@ -114,13 +162,20 @@ impl<T: Send + 'static> Executors<T> {
                         Ok(env) => env,
                         Err(error) => {
                             // The starter waits for exactly one report of each core.
-                            let _ = ready_tell.send((core, Err(error)));
+                            let _ = ready_tell.send((core, Err(start(core, error))));
+                            return None;
+                        }
+                    };
+                    let running = match open(env).await {
+                        Ok(running) => running,
+                        Err(error) => {
+                            let _ = ready_tell.send((core, Err(StartFailure::Open { core, error })));
                             return None;
                         }
                     };
                     let _ = ready_tell.send((core, Ok(())));
                     drop(ready_tell);
-                    Some(main(env).await)
+                    Some(running.await)
                 });
             match handle {
                 Ok(handle) => executors.handles.push(handle),
@@ -131,7 +186,7 @@ impl<T: Send + 'static> Executors<T> {
         for _ in 0..cores {
             match ready.recv() {
                 Ok((_, Ok(()))) => {}
-                Ok((core, Err(error))) => return Err(executors.abandon(start(core, error))),
+                Ok((_, Err(failure))) => return Err(executors.abandon(failure)),
                 Err(mpsc::RecvError) => {
                     let error = io::Error::other(
                         "the executor ended before it ran; the machine lacks io_uring or memory to lock",
@@ -143,13 +198,13 @@ impl<T: Send + 'static> Executors<T> {
         Ok(executors)
     }
 
-    fn abandon(self, error: ExecutorError) -> ExecutorError {
+    fn abandon<E>(self, failure: E) -> E {
         self.shared.stop();
         for handle in self.handles {
             // The first error is the one to report.
             let _ = handle.join();
         }
-        error
+        failure
     }
 
     /// A handle to stop the node from any thread.

@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod directory;
 pub mod env;
 pub mod executors;
 pub mod logging;

@@ -1,20 +1,23 @@
 //! One node of this process: from a checked configuration to running cores, and from a request to stop to their end.
 
-use std::fs::{self, File, TryLockError};
-use std::io::{self, Write as _};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use generation_node::env::CoreId;
-use generation_node::peers::{PeerLimits, PeersConfig};
-use generation_node::{Authorize, CoreConfig, NodeLimits, Policy, ShardConfig};
+use generation_node::peers::{PeerLimits, PeerNode, Peers, PeersConfig};
+use generation_node::raft::journal::{IdentityError, OpenError, RecoveryError};
+use generation_node::raft::replica::ReplicaError;
+use generation_node::{
+    Authorize, CoreConfig, Durability, NodeLimits, Policy, Replication, ShardConfig, StartError, Timing,
+};
 use generation_quic::{ClientCrypto, ServerCrypto};
 
-use crate::config::{self, Config, ConfigError};
+use crate::config::{self, Config, ConfigError, JournalShare};
+use crate::directory::{DataDirectory, DirectoryError};
 use crate::env::Shared;
-use crate::executors::{ExecutorError, Executors};
+use crate::executors::{ExecutorError, Executors, StartFailure, core_directory};
 use crate::net::port::{self, PortError};
 use crate::preflight::{self, PreflightError};
 use crate::tls::identity::{Identity, Role};
@@ -44,162 +47,101 @@ pub enum NodeError {
     /// The executors.
     #[error(transparent)]
     Executors(#[from] ExecutorError),
-}
-
-/// Why a data directory cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum DirectoryError {
-    /// Another process serves from it.
-    #[error("{} is in use by the process with id {pid}; stop that one, or name another directory", .path.display())]
-    Held {
-        /// The directory.
-        path: PathBuf,
-        /// The process, as it wrote itself down.
-        pid: String,
+    /// What a core keeps is of another cluster, node or release, or cannot be read or written.
+    #[error("{}: {error}", .directory.display())]
+    Core {
+        /// The core's directory.
+        directory: PathBuf,
+        /// What it said.
+        error: Box<StartError>,
     },
-    /// It cannot be written.
-    #[error("{}: {error}; the user that runs the server must be able to write there, or set another data directory", .path.display())]
-    NotWritable {
-        /// The directory or the file in it.
-        path: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// The identity's file holds something else.
-    #[error("{}: `{text}` is not an identity of 32 hexadecimal digits; restore the file, or remove the whole directory", .path.display())]
-    Identity {
-        /// The file.
-        path: PathBuf,
-        /// What it holds.
-        text: String,
-    },
-    /// The epoch's file holds something else.
-    #[error("{}: `{text}` is not an epoch; restore the file, or remove it if no client has seen this node", .path.display())]
-    Epoch {
-        /// The file.
-        path: PathBuf,
-        /// What it holds.
-        text: String,
+    /// What a core keeps is damaged.
+    #[error(
+        "{file}: {damage}; nothing was changed. Where the other nodes are a majority and whole, run \
+         `generation repair --data-dir {directory} --discard {file}` and start this node again: its replicas join under new ids and are sent \
+         everything. A node that is alone needs a copy of {directory} from before",
+        file = .file.display(), directory = .directory.display()
+    )]
+    Damaged {
+        /// The node's data directory.
+        directory: PathBuf,
+        /// The damaged file, or the directory it is missing from.
+        file: PathBuf,
+        /// What is wrong, and where.
+        damage: String,
     },
 }
 
-/// A data directory that this process holds. Let go when dropped, and by the system when the process dies.
-#[derive(Debug)]
-pub struct DataDirectory {
-    path: PathBuf,
-    _lock: File,
-}
-
-impl DataDirectory {
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Makes the directory if it does not exist, and locks it.
-    pub fn open(path: &Path) -> Result<Self, DirectoryError> {
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |error| DirectoryError::NotWritable { path, error }
+impl NodeError {
+    /// Why `core` of the node with this data directory was not opened.
+    fn of_core(data: &Path, core: CoreId, error: StartError) -> Self {
+        let own = core_directory(data, core);
+        let damaged = |file: PathBuf, damage: String| Self::Damaged {
+            directory: data.to_owned(),
+            file,
+            damage,
         };
-        fs::create_dir_all(path).map_err(at(path))?;
-        let file = path.join("lock");
-        let mut lock = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&file)
-            .map_err(at(&file))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let pid = fs::read_to_string(&file).unwrap_or_default();
-                let pid = pid.trim();
-                let pid = if pid.is_empty() { "unknown" } else { pid }.to_owned();
-                return Err(DirectoryError::Held {
-                    path: path.to_owned(),
-                    pid,
-                });
+        let core = |directory: PathBuf, error: StartError| Self::Core {
+            directory,
+            error: Box::new(error),
+        };
+        match error {
+            StartError::Journal(OpenError::Corrupt {
+                error: RecoveryError::ForeignJournal { .. } | RecoveryError::UnsupportedVersion { .. },
+                ..
+            }) => core(own, error),
+            StartError::Journal(OpenError::Corrupt { file, error }) => damaged(own.join(file), error.to_string()),
+            StartError::Journal(OpenError::Identity(error @ IdentityError::Damaged)) => {
+                damaged(own.join("journal/identity"), error.to_string())
             }
-            Err(TryLockError::Error(error)) => return Err(at(&file)(error)),
+            StartError::Replica(ReplicaError::Snapshots { shard, error }) if error.kind() == ErrorKind::InvalidData => {
+                let own = own.join("snapshots");
+                let verify = format!("`generation snapshot verify {}` names the file", own.display());
+                damaged(
+                    own,
+                    format!("a snapshot of shard {shard} is damaged ({error}; {verify})"),
+                )
+            }
+            error => core(own, error),
         }
-        lock.set_len(0).map_err(at(&file))?;
-        writeln!(lock, "{}", std::process::id()).map_err(at(&file))?;
+    }
+}
+
+/// What was found good before anything is touched.
+pub struct Prepared {
+    /// The node's certificates.
+    pub certificates: Arc<Certificates>,
+    /// With how many cores it is to serve.
+    cores: u16,
+    /// What its journals take, if it has any.
+    journal: Option<JournalShare>,
+}
+
+impl Prepared {
+    /// Checks the configuration, the certificates, and what the machine must have.
+    pub fn new(config: &Config) -> Result<Self, NodeError> {
+        config.validate()?;
+        let certificates = Certificates::load(config.tls_files())?;
+        let member = config.member(node_id(&certificates.identity()))?;
+        let cores = member.map(|member| member.cores).or(config.cores);
+        let cores = cores.unwrap_or_else(preflight::processors);
+        preflight::check(config, cores)?;
+        let journal = config
+            .is_replicated()
+            .then(|| config.journal_share(cores))
+            .transpose()?;
         Ok(Self {
-            path: path.to_owned(),
-            _lock: lock,
+            certificates,
+            cores,
+            journal,
         })
     }
+}
 
-    /// Takes the next epoch: larger than any before, durably. A node begins with empty shards, and clients must not take its
-    /// map for the one they know.
-    pub fn next_epoch(&self) -> Result<u32, DirectoryError> {
-        let path = self.path.join("epoch");
-        let failure = |error| DirectoryError::NotWritable {
-            path: path.clone(),
-            error,
-        };
-        let last: u32 = match fs::read_to_string(&path) {
-            Ok(text) => {
-                let text = text.trim();
-                text.parse().map_err(|_| DirectoryError::Epoch {
-                    path: path.clone(),
-                    text: text.to_owned(),
-                })?
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-            Err(error) => return Err(failure(error)),
-        };
-        // Seconds since the epoch as a floor: a directory that was thrown away and made again does not start over.
-        let now_s = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs());
-        let epoch = last.saturating_add(1).max(u32::try_from(now_s).unwrap_or(0));
-        self.keep(&path, &epoch.to_string())?;
-        Ok(epoch)
-    }
-
-    /// The directory's own identity, drawn when it was made. Other nodes see by it that a node has lost what it had.
-    pub fn identity(&self) -> Result<u128, DirectoryError> {
-        let path = self.path.join("identity");
-        match fs::read_to_string(&path) {
-            Ok(text) => {
-                let digits = text.trim();
-                let identity = u128::from_str_radix(digits, 16).ok().filter(|_| digits.len() == 32);
-                identity.ok_or_else(|| DirectoryError::Identity {
-                    path: path.clone(),
-                    text: digits.to_owned(),
-                })
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let mut bytes = [0; 16];
-                let drawn = getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()));
-                drawn.map_err(|error| DirectoryError::NotWritable {
-                    path: path.clone(),
-                    error,
-                })?;
-                let identity = u128::from_le_bytes(bytes);
-                self.keep(&path, &format!("{identity:032x}"))?;
-                Ok(identity)
-            }
-            Err(error) => Err(DirectoryError::NotWritable { path, error }),
-        }
-    }
-
-    /// Writes a file of one line durably, in place of the one before.
-    fn keep(&self, path: &Path, line: &str) -> Result<(), DirectoryError> {
-        let failure = |error| DirectoryError::NotWritable {
-            path: path.to_owned(),
-            error,
-        };
-        let mut file = tempfile::NamedTempFile::new_in(&self.path).map_err(failure)?;
-        writeln!(file, "{line}").map_err(failure)?;
-        file.as_file().sync_all().map_err(failure)?;
-        file.persist(path).map_err(|error| failure(error.error))?;
-        File::open(&self.path)
-            .and_then(|directory| directory.sync_all())
-            .map_err(failure)
+fn node_id(identity: &Identity) -> u64 {
+    match identity.role {
+        Role::Node(id) => id,
+        Role::Client(_) | Role::Admin(_) => unreachable!("Certificates::load takes a node's only"),
     }
 }
 
@@ -224,34 +166,51 @@ impl Node {
         directory: Option<DataDirectory>,
         ended: impl Fn(CoreId) + Clone + Send + 'static,
     ) -> Result<Self, NodeError> {
-        config.validate()?;
-        let cores = config.cores_of(preflight::processors());
-        preflight::check(config, cores)?;
-        let certificates = Certificates::load(config.tls_files())?;
+        let Prepared {
+            certificates,
+            cores,
+            journal,
+        } = Prepared::new(config)?;
         let directory = match directory {
             Some(directory) => directory,
             None => DataDirectory::open(&config.data_dir)?,
         };
+        directory.made_for(config.durability)?;
         let buffer_bytes = config.network.socket_buffer.as_u64() as usize;
         let port = port::open(config.listen, cores, buffer_bytes)?;
         let address = port.address;
-        let start = (directory.next_epoch()?, directory.identity()?);
-        let core = core_config(config, &certificates, address, start)?;
+        let identity = directory.identity()?;
+        let clustered = !config.cluster.nodes.is_empty();
+        let start = Start {
+            epoch: match journal {
+                None => directory.next_epoch(config.cluster.epoch)?,
+                Some(_) if clustered => config.cluster.epoch,
+                Some(_) => directory.first_epoch()?,
+            },
+            directory: identity,
+            journal,
+        };
+        let core = core_config(config, &certificates, address, &start)?;
         let cpus: Option<Vec<usize>> = config.pin.then(|| {
             let cpus = config.cpus.clone().unwrap_or_else(preflight::cpus);
             cpus.into_iter().take(cores.into()).collect()
         });
-        let executors = Executors::start(
+        let executors = Executors::open(
             port,
             cpus.as_deref(),
             directory.path(),
             move |env| {
                 let mut core = core.clone();
                 core.mtu_discovery = !env.may_fragment();
-                generation_node::run(env, core)
+                let peers = Peers::new(&env, &core);
+                async move { Ok(generation_node::open(env, core, peers).await?.run()) }
             },
             ended,
-        )?;
+        );
+        let executors = executors.map_err(|failure| match failure {
+            StartFailure::Executor(error) => error.into(),
+            StartFailure::Open { core, error } => NodeError::of_core(directory.path(), core, error),
+        })?;
         Ok(Self {
             identity: certificates.identity(),
             address,
@@ -263,10 +222,7 @@ impl Node {
 
     /// Its id.
     pub fn id(&self) -> u64 {
-        match self.identity.role {
-            Role::Node(id) => id,
-            Role::Client(_) | Role::Admin(_) => unreachable!("Certificates::load takes a node's only"),
-        }
+        node_id(&self.identity)
     }
 
     /// A handle to stop it from any thread.
@@ -281,11 +237,19 @@ impl Node {
     }
 }
 
+/// What a start finds in, or takes from, the data directory.
+struct Start {
+    epoch: u32,
+    /// Identity of the directory.
+    directory: u128,
+    journal: Option<JournalShare>,
+}
+
 fn core_config(
     config: &Config,
     certificates: &Arc<Certificates>,
     address: SocketAddr,
-    (epoch, directory): (u32, u128),
+    start: &Start,
 ) -> Result<CoreConfig, NodeError> {
     let crypto = |error: &dyn std::fmt::Display| NodeError::Crypto(error.to_string());
     let tls = certificates
@@ -294,10 +258,8 @@ fn core_config(
     let dialling = certificates
         .dialling_config(generation_proto::ALPN_PEER)
         .map_err(|error| crypto(&error))?;
-    let Identity { cluster, role } = certificates.identity();
-    let Role::Node(node) = role else {
-        unreachable!("Certificates::load takes a node's only")
-    };
+    let identity = certificates.identity();
+    let (node, cluster) = (node_id(&identity), identity.cluster);
     let shards = u64::from(config.shards);
     let (mut secret, mut seed, mut incarnation) = ([0; 32], [0; 16], [0; 8]);
     for bytes in [&mut secret[..], &mut seed[..], &mut incarnation[..]] {
@@ -311,13 +273,27 @@ fn core_config(
         // The real port, where any was asked for.
         advertised.set_port(address.port());
     }
+    let others = config.cluster.nodes.iter().filter(|member| member.id != node);
+    let others = others.map(|&config::Member { id, addr, cores }| PeerNode { id, addr, cores });
+    let others = others.collect();
     Ok(CoreConfig {
         cluster: cluster.clone(),
         node,
         addr: advertised,
         shards: config.shards,
-        epoch,
-        replication: None,
+        epoch: start.epoch,
+        replication: start.journal.map(|journal| Replication {
+            // A node that is alone is a cluster by itself.
+            cluster: config.cluster.id.unwrap_or(start.directory),
+            durability: match config.durability {
+                config::Durability::Sync => Durability::Sync,
+                config::Durability::Memory => Durability::Memory,
+            },
+            segment_bytes: journal.segment_bytes,
+            segments: journal.segments,
+            snapshot_bytes: journal.snapshot_bytes,
+            timing: Timing::default(),
+        }),
         shard: ShardConfig {
             budget_bytes: config.memory.budget.as_u64() / shards,
             max_records: config.memory.max_records.map(|records| records / shards),
@@ -347,9 +323,9 @@ fn core_config(
         secret,
         authorize: authorize(cluster),
         peers: PeersConfig {
-            nodes: Vec::new(),
+            nodes: others,
             crypto: Some(ClientCrypto::new(Arc::new(dialling)).map_err(|error| crypto(&error))?),
-            directory,
+            directory: start.directory,
             // 0 would say that it is not known.
             incarnation: word(&incarnation) | 1,
             limits: PeerLimits::default(),
@@ -374,31 +350,4 @@ fn authorize(cluster: String) -> Authorize {
         };
         Ok(generation_node::Identity { role, name })
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_directory_is_held_by_one_and_its_epochs_grow() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("new");
-        let held = DataDirectory::open(&path).unwrap();
-        let epochs: Vec<u32> = (0..3).map(|_| held.next_epoch().unwrap()).collect();
-        assert!(epochs.is_sorted_by(|a, b| a < b), "{epochs:?}");
-        let error = DataDirectory::open(&path).unwrap_err().to_string();
-        assert!(error.contains(&std::process::id().to_string()), "{error}");
-        drop(held);
-        let held = DataDirectory::open(&path).unwrap();
-        assert!(held.next_epoch().unwrap() > epochs[2]);
-        let identity = held.identity().unwrap();
-        assert_eq!(held.identity().unwrap(), identity);
-        let other = DataDirectory::open(&directory.path().join("other")).unwrap();
-        assert_ne!(other.identity().unwrap(), identity);
-        fs::write(path.join("identity"), "12").unwrap();
-        assert!(matches!(held.identity(), Err(DirectoryError::Identity { .. })));
-        fs::write(path.join("epoch"), "x").unwrap();
-        assert!(matches!(held.next_epoch(), Err(DirectoryError::Epoch { .. })));
-    }
 }

@@ -128,8 +128,9 @@ fn dev_serves_until_it_is_told_to_stop_and_starts_again_at_once() {
         generation_client::ClientConfig::load(&client).unwrap();
 
         // The default place is found without an option.
-        let empty = kv(directory.path(), &["get", "greeting"]);
-        assert_eq!(empty.status.code(), Some(3), "round {round}: {empty:?}");
+        let kept = kv(directory.path(), &["get", "greeting"]);
+        let expected = if round == 0 { 3 } else { 0 };
+        assert_eq!(kept.status.code(), Some(expected), "round {round}: {kept:?}");
         let put = kv(directory.path(), &["put", "greeting", "hello"]);
         assert_eq!(put.status.code(), Some(0), "{put:?}");
         let got = kv(
@@ -143,7 +144,10 @@ fn dev_serves_until_it_is_told_to_stop_and_starts_again_at_once() {
             .unwrap();
         assert_eq!(status.status.code(), Some(0), "{status:?}");
         let status: Value = serde_json::from_slice(&status.stdout).unwrap();
-        assert_eq!(status["cluster"], "dev");
+        assert_eq!(
+            (&status["cluster"], &status["durability"]),
+            (&"dev".into(), &"sync".into())
+        );
         assert_eq!(status["nodes"][0]["state"], "up");
         assert_eq!(status["nodes"][0]["records"], "1");
         assert_eq!(status["shards"].as_array().unwrap().len(), 16);
@@ -254,11 +258,51 @@ fn nodes_of_dev_die_with_it_and_it_ends_with_its_last_node() {
 }
 
 #[test]
-fn dev_says_what_it_cannot_do_yet() {
+fn dev_refuses_what_cannot_work_and_what_its_directory_was_not_made_with() {
     let directory = tempfile::tempdir().unwrap();
-    let message = refused(generation(directory.path()).args(["dev", "--nodes", "3"]));
-    assert!(message.contains("replication"), "{message}");
+    for (nodes, wanted) in [("2", "no more failures than 1"), ("7", "1, 3 or 5"), ("x", "1, 3 or 5")] {
+        let message = refused(generation(directory.path()).args(["dev", "--nodes", nodes]));
+        assert!(message.contains(wanted), "{message}");
+    }
     assert!(!directory.path().join(".generation").exists());
+    let mut server = dev(directory.path(), &["--port", "0", "--shards", "4"]);
+    server.ready();
+    server.stop(Signal::TERM);
+    for (options, wanted) in [
+        (&["--nodes", "3"][..], "--nodes 1, not 3"),
+        (&["--shards", "8"], "--shards 4, not 8"),
+        (
+            &["--shards", "4", "--durability", "memory"],
+            "--durability sync, not memory",
+        ),
+    ] {
+        let message = refused(generation(directory.path()).args(["dev", "--port", "0"]).args(options));
+        assert!(message.contains(wanted) && message.contains("--data"), "{message}");
+    }
+}
+
+#[test]
+fn a_node_in_memory_keeps_nothing_and_never_goes_back_to_an_old_epoch() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut last = 0;
+    for _ in 0..2 {
+        let mut server = dev(directory.path(), &["--port", "0", "--durability", "memory"]);
+        server.ready();
+        let empty = kv(directory.path(), &["get", "greeting"]);
+        assert_eq!(empty.status.code(), Some(3), "{empty:?}");
+        let put = kv(directory.path(), &["put", "greeting", "hello"]);
+        assert_eq!(put.status.code(), Some(0), "{put:?}");
+        let status = generation(directory.path())
+            .args(["status", "--json"])
+            .output()
+            .unwrap();
+        let status: Value = serde_json::from_slice(&status.stdout).unwrap();
+        assert_eq!(status["durability"], "memory");
+        let epoch = status["epoch"].as_u64().unwrap();
+        assert!(epoch > last, "{epoch} after {last}");
+        last = epoch;
+        server.stop(Signal::TERM);
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::compare::Row;
 use crate::engine::{Mode, RunSettings};
-use crate::peers::Kind;
+use crate::peers::{Durability, Kind};
 use crate::schedule::{Arrival, LatenessLimit};
 use crate::workload::{KeyDistribution, Mix, SizeDistribution, TraceFormat, WorkloadSpec};
 
@@ -410,6 +410,13 @@ pub struct CompareArgs {
     /// Further arguments of `generation dev`, such as --generation-args=--shards=4
     #[arg(long, value_name = "ARGS", value_delimiter = ' ', allow_hyphen_values = true)]
     pub generation_args: Vec<String>,
+    /// What generation does with a write before it acknowledges it [default: memory, as Redis and memcached are started; sync in
+    /// replicated and failover, as etcd]
+    #[arg(long, value_name = "LEVEL")]
+    pub durability: Option<Durability>,
+    /// Directory for the files of servers that sync [default: in memory (/dev/shm), so that no disk is measured]
+    #[arg(long, value_name = "DIR")]
+    pub files: Option<PathBuf>,
     /// Memory given to each server, in MiB
     #[arg(long, value_name = "MIB", default_value_t = 2_048)]
     pub memory: u64,
@@ -441,8 +448,16 @@ impl Scenario {
     pub fn default_peers(self) -> Vec<Kind> {
         match self {
             Self::Single | Self::Footprint => vec![Kind::Redis, Kind::Memcached],
-            Self::Replicated | Self::Failover => vec![Kind::Etcd, Kind::Redis],
+            Self::Replicated | Self::Failover => vec![Kind::Etcd, Kind::GenerationMemory, Kind::Redis],
             Self::Snapshot => vec![Kind::Redis],
+        }
+    }
+
+    /// Durability of Generation if none is given: that of the peers it stands beside.
+    pub const fn default_durability(self) -> Durability {
+        match self {
+            Self::Single | Self::Footprint | Self::Snapshot => Durability::Memory,
+            Self::Replicated | Self::Failover => Durability::Sync,
         }
     }
 

@@ -155,6 +155,18 @@ pub struct CompareSettings {
     pub read_back: bool,
 }
 
+impl CompareSettings {
+    /// Runs of a comparison of `servers` servers: in each round of each row every server once, and the baseline again.
+    pub fn runs(&self, servers: usize) -> usize {
+        self.rows.len() * self.rounds * (servers + 1)
+    }
+
+    /// How long `runs` runs take, loading and connecting apart.
+    pub fn time_of(&self, runs: usize) -> Duration {
+        (self.warmup + self.duration) * u32::try_from(runs).unwrap_or(u32::MAX)
+    }
+}
+
 /// A whole comparison; the first server is the baseline.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
@@ -207,6 +219,9 @@ impl Footprint {
         self.after_bytes.saturating_sub(self.before_bytes) as f64 / self.held()
     }
 }
+
+/// A side that works for less of the time is not what limits a closed loop.
+const IDLE: f64 = 0.9;
 
 /// One row of a comparison.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -309,6 +324,23 @@ impl RowResult {
         2 * runs().filter(|run| run.generator_bound(server_cpus)).count() > runs().count()
     }
 
+    /// The remarks on all of `servers`: each once, with the servers it is about.
+    pub fn remarks_on(&self, servers: &[String], server_cpus: usize) -> Vec<String> {
+        let mut all: Vec<(String, Vec<&str>)> = Vec::new();
+        for (index, server) in servers.iter().enumerate() {
+            for remark in self.remarks(index, server_cpus) {
+                match all.iter_mut().find(|(known, _)| *known == remark) {
+                    Some((_, of)) => of.push(server),
+                    None => all.push((remark, vec![server])),
+                }
+            }
+        }
+        let lines = all.into_iter();
+        lines
+            .map(|(remark, of)| format!("{}: {remark}", of.join(", ")))
+            .collect()
+    }
+
     /// What a reader must know of server `index` before believing its line.
     pub fn remarks(&self, index: usize, server_cpus: usize) -> Vec<String> {
         let runs = || self.rounds.iter().filter_map(|round| round.get(index));
@@ -317,6 +349,16 @@ impl RowResult {
             remarks.push(
                 "the generator was the bottleneck: the rate is a lower bound, the latencies include the generator's own queue; the CPU \
                  time stands"
+                    .to_owned(),
+            );
+        }
+        let idle = |run: &RunResult| {
+            let cores = run.server_cpu.map(|cpu| cpu.cores);
+            run.client_busy < IDLE && cores.is_some_and(|cores| cores < IDLE * server_cpus.max(1) as f64)
+        };
+        if 2 * runs().filter(|run| idle(run)).count() > runs().count() {
+            remarks.push(
+                "neither side was busy: they waited for each other, or for a CPU that others used; the rate says no more than the latency does"
                     .to_owned(),
             );
         }
@@ -437,7 +479,7 @@ pub trait Observer {
     fn step(&mut self, text: &str);
     /// A run goes on.
     fn progress(&mut self, progress: Progress);
-    /// A row is complete.
+    /// A row is complete, or as complete as it gets.
     fn row(&mut self, comparison: &Comparison, row: &RowResult);
 }
 
@@ -460,10 +502,7 @@ pub fn compare(
         settings,
     };
     for server in servers {
-        comparison
-            .environment
-            .versions
-            .insert(server.name().to_owned(), server.version().to_owned());
+        server.describe(&mut comparison.environment);
     }
     if let Err(error) = carry_out(servers, &mut comparison, stop, observer) {
         comparison.error = Some(error.to_string());
@@ -492,8 +531,13 @@ fn carry_out(
             settings.read_back,
             stop,
         )?;
+        if stop.load(Ordering::Relaxed) {
+            // What was loaded is not the data set.
+            return Ok(());
+        }
         comparison.footprints.push(resident);
     }
+    let mut done = 0;
     for row in &settings.rows {
         comparison.rows.push(RowResult {
             row: *row,
@@ -501,7 +545,15 @@ fn carry_out(
         });
         for round in 0..settings.rounds {
             let mut results: Vec<Option<RunResult>> = vec![None; servers.len() + 1];
-            let outcome = carry_out_round(servers, &settings, *row, round, &mut results, stop, observer);
+            let outcome = carry_out_round(
+                servers,
+                &settings,
+                (*row, round),
+                &mut done,
+                &mut results,
+                stop,
+                observer,
+            );
             let results = results.into_iter().flatten();
             if matches!(outcome, Ok(true)) {
                 if let Some(measured) = comparison.rows.last_mut() {
@@ -509,6 +561,13 @@ fn carry_out(
                 }
             } else {
                 comparison.partial.extend(results);
+                // Its whole rounds are worth a line all the same.
+                comparison.rows.pop_if(|row| row.rounds.is_empty());
+                if round > 0
+                    && let Some(measured) = comparison.rows.last()
+                {
+                    observer.row(comparison, measured);
+                }
                 return outcome.map(|_| ());
             }
         }
@@ -520,12 +579,12 @@ fn carry_out(
 }
 
 /// One round of a row: every server once, and the baseline again. `false` when somebody stopped it; what was measured is in
-/// `results` in any case, at the server's place.
+/// `results` in any case, at the server's place. `done` counts the runs of the whole comparison.
 fn carry_out_round(
     servers: &[Server],
     settings: &CompareSettings,
-    row: Row,
-    round: usize,
+    (row, round): (Row, usize),
+    done: &mut usize,
     results: &mut [Option<RunResult>],
     stop: &AtomicBool,
     observer: &mut dyn Observer,
@@ -553,10 +612,13 @@ fn carry_out_round(
     }
     for position in order {
         let server = &servers[position % servers.len()];
+        let runs = settings.runs(servers.len());
+        let left = settings.time_of(runs - *done).as_secs();
+        *done += 1;
         observer.step(&format!(
-            "{row}, round {} of {}: {}",
-            round + 1,
-            settings.rounds,
+            "run {done} of {runs}, {}:{:02} left: {row}, {}",
+            left / 60,
+            left % 60,
             server.name()
         ));
         let mut progress = |progress| observer.progress(progress);
@@ -581,6 +643,7 @@ fn carry_out_round(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::result::ServerCpu;
 
     #[test]
     fn rows_read_as_they_are_written() {
@@ -622,6 +685,33 @@ mod tests {
         };
         assert!(row.remarks(0, 1).is_empty());
         assert!(row.remarks(1, 1)[0].contains("7 reads found nothing"));
+    }
+
+    #[test]
+    fn a_rate_that_neither_side_limits_is_remarked_on() {
+        let remarks = |busy, cores| {
+            let mut run = run_of(1.0, 0);
+            run.client_busy = busy;
+            run.server_cpu = Some(ServerCpu {
+                us_per_operation: 1.0,
+                cores,
+            });
+            let rounds = vec![vec![run.clone(), run]];
+            RowResult {
+                row: Row::SINGLE[0],
+                rounds,
+            }
+            .remarks(0, 1)
+        };
+        assert!(remarks(0.3, 0.5)[0].contains("neither side was busy"));
+        assert!(remarks(0.3, 0.95).is_empty());
+        let misses = RowResult {
+            row: Row::SINGLE[0],
+            rounds: vec![vec![run_of(1.0, 7), run_of(1.0, 7), run_of(1.0, 7)]],
+        };
+        let lines = misses.remarks_on(&["a".to_owned(), "b".to_owned()], 1);
+        assert!(lines.len() == 1 && lines[0].starts_with("a, b: 7 reads"), "{lines:?}");
+        assert!(!remarks(0.99, 0.5)[0].contains("neither side"));
     }
 
     #[test]

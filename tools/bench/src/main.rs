@@ -13,7 +13,7 @@ use generation_bench::cli::{
 };
 use generation_bench::compare::{self, CompareSettings, Comparison, Observer, Row, RowResult};
 use generation_bench::engine::{Mode, Progress, RunContext, RunSettings, run};
-use generation_bench::peers::{DevSettings, Kind, Server, generation_program};
+use generation_bench::peers::{DevSettings, Durability, Features, Kind, Server, generation_program};
 use generation_bench::report::{FORMAT, Report, diff as differences, hdr_log, html, table};
 use generation_bench::result::RunResult;
 use generation_bench::scenario::{self, ScenarioSettings, Watch};
@@ -168,6 +168,7 @@ fn run_one(args: &RunArgs, stop: &AtomicBool) -> Result<ExitCode, BenchError> {
     };
     let probe = (!probe.pids.is_empty()).then_some(&probe as &dyn Probe);
     let result = measure(&*connector, &spec, &settings, probe, stop, &mut screen)?;
+    print!("{}", table::machine(&environment));
     let code = exit_code(&result);
     if let Some(path) = &args.output.hdr_log {
         hdr_log::write(path, &result, environment.unix_time_s)?;
@@ -257,15 +258,17 @@ fn canonical(args: &CanonicalArgs, stop: &AtomicBool) -> Result<ExitCode, BenchE
     let mut screen = Screen::new(false);
     screen.step("starting generation");
     let server = Server::start_generation(&DevSettings {
+        name: "generation".to_owned(),
         program: generation_program(args.generation_bin.as_deref())?,
         nodes: 1,
         memory_mib: 1_024,
         cpus: server_cpus,
+        // As a user gets it, on the disk that a user has.
+        durability: None,
+        files: Some(std::env::temp_dir()),
         arguments: Vec::new(),
     })?;
-    environment
-        .versions
-        .insert(server.name().to_owned(), server.version().to_owned());
+    server.describe(&mut environment);
     prepare(server.connector(), &spec, &settings, stop, &mut screen)?;
     let result = measure(
         server.connector(),
@@ -275,6 +278,7 @@ fn canonical(args: &CanonicalArgs, stop: &AtomicBool) -> Result<ExitCode, BenchE
         stop,
         &mut screen,
     )?;
+    print!("{}", table::machine(&environment));
     let code = exit_code(&result);
     let output = OutputArgs {
         json: args.json.clone(),
@@ -302,6 +306,7 @@ fn sweep_rates(args: &SweepArgs, stop: &AtomicBool) -> Result<ExitCode, BenchErr
     let search = SweepSettings {
         start_per_s: args.load.rate,
         max_per_s: args.max_rate.clamp(1.0, 1e9),
+        min_per_s: SweepSettings::lowest(settings.duration.as_secs_f64()),
         bound_us: args.bound.as_secs_f64() * 1e6,
         precision: (args.precision / 100.0).clamp(0.001, 1.0),
         arrival: args.load.arrival,
@@ -352,6 +357,7 @@ fn sweep_rates(args: &SweepArgs, stop: &AtomicBool) -> Result<ExitCode, BenchErr
         let limit = limit.map(|(_, verdict)| verdict);
         println!("{}", conclusion(&connector.name(), &bound, knee.as_deref(), limit));
     }
+    print!("{}", table::machine(&environment));
     write_report(
         &Report::Runs {
             format: FORMAT,
@@ -377,9 +383,13 @@ fn disjoint_cpus(servers: &[usize], client: &[usize]) -> (Vec<usize>, Vec<usize>
 }
 
 /// The kinds of peers that a comparison measures, each once.
-fn peers(args: &CompareArgs) -> Vec<Kind> {
+fn peers(args: &CompareArgs) -> Result<Vec<Kind>, BenchError> {
     let named = if args.peers.is_empty() {
-        args.scenario.default_peers()
+        let mut usual = args.scenario.default_peers();
+        if args.without_generation || !Features::of(&generation_program(args.generation_bin.as_deref())?)?.durability {
+            usual.retain(|kind| kind.durability().is_none());
+        }
+        usual
     } else {
         args.peers.clone()
     };
@@ -392,24 +402,38 @@ fn peers(args: &CompareArgs) -> Vec<Kind> {
             kinds.push(kind);
         }
     }
-    kinds
+    Ok(kinds)
 }
 
-fn start_generation(args: &CompareArgs, cpus: &[usize]) -> Result<Server, BenchError> {
+fn start_generation(
+    args: &CompareArgs,
+    name: &str,
+    durability: Durability,
+    cpus: &[usize],
+) -> Result<Server, BenchError> {
     Ok(Server::start_generation(&DevSettings {
+        name: name.to_owned(),
         program: generation_program(args.generation_bin.as_deref())?,
         nodes: args.scenario.nodes(),
         memory_mib: args.memory,
         cpus: cpus.to_vec(),
+        durability: Some(durability),
+        files: args.files.clone(),
         arguments: args.generation_args.clone(),
     })?)
 }
 
-fn start_peer(args: &CompareArgs, kind: Kind, cpus: &[usize]) -> Result<Server, BenchError> {
-    Ok(if args.scenario.nodes() > 1 {
-        Server::start_replicated(kind, cpus)?
-    } else {
-        Server::start(kind, cpus, args.memory)?
+/// Starts one server of a comparison (`None`: generation, the baseline).
+fn start(args: &CompareArgs, kind: Option<Kind>, cpus: &[usize]) -> Result<Server, BenchError> {
+    let files = args.files.as_deref();
+    let usual = args.durability.unwrap_or(args.scenario.default_durability());
+    let Some(kind) = kind else {
+        return start_generation(args, "generation", usual, cpus);
+    };
+    Ok(match kind.durability() {
+        Some(durability) => start_generation(args, kind.name(), durability, cpus)?,
+        None if args.scenario.nodes() > 1 => Server::start_replicated(kind, cpus, files)?,
+        None => Server::start(kind, cpus, args.memory, files)?,
     })
 }
 
@@ -422,7 +446,7 @@ fn compare_all(args: &CompareArgs, stop: &AtomicBool) -> Result<ExitCode, BenchE
         ..WorkloadSpec::default()
     };
     workload.validate()?;
-    let kinds = peers(args);
+    let kinds = peers(args)?;
     Kind::check_installed(&kinds)?;
     if matches!(args.scenario, Scenario::Snapshot | Scenario::Failover) {
         return act_all(args, &workload, &kinds, stop);
@@ -447,13 +471,24 @@ fn compare_all(args: &CompareArgs, stop: &AtomicBool) -> Result<ExitCode, BenchE
     };
     let mut screen = Screen::new(args.output.quiet);
     let mut servers = Vec::new();
-    if !args.without_generation {
-        screen.step("starting generation");
-        servers.push(start_generation(args, &server_cpus)?);
+    let baseline = (!args.without_generation).then_some(None);
+    for kind in baseline.into_iter().chain(kinds.into_iter().map(Some)) {
+        screen.step(&format!("starting {}", kind.map_or("generation", Kind::name)));
+        servers.push(start(args, kind, &server_cpus)?);
     }
-    for kind in kinds {
-        screen.step(&format!("starting {}", kind.name()));
-        servers.push(start_peer(args, kind, &server_cpus)?);
+    let runs = settings.runs(servers.len());
+    if runs > 0 && !args.output.quiet {
+        let seconds = settings.time_of(runs).as_secs();
+        screen.bar.suspend(|| {
+            eprintln!(
+                "{} rows x {} rounds x {} servers and the first again: {runs} runs, about {} min {} s and the loading",
+                settings.rows.len(),
+                settings.rounds,
+                servers.len(),
+                seconds / 60,
+                seconds % 60
+            );
+        });
     }
     let comparison = compare::compare(&servers, settings, environment, stop, &mut screen);
     screen.bar.finish_and_clear();
@@ -508,7 +543,7 @@ fn act_all(
     }
     screen.bar.finish_and_clear();
     if !runs.is_empty() {
-        print!("{}", table::findings(&runs));
+        print!("{}{}", table::findings(&runs), table::machine(&environment));
         let report = Report::Runs {
             format: FORMAT,
             environment: Box::new(environment),
@@ -537,13 +572,8 @@ fn act(
     screen: &mut Screen,
 ) -> Result<RunResult, BenchError> {
     screen.step(&format!("starting {}", kind.map_or("generation", Kind::name)));
-    let server = match kind {
-        None => start_generation(args, cpus)?,
-        Some(kind) => start_peer(args, kind, cpus)?,
-    };
-    environment
-        .versions
-        .insert(server.name().to_owned(), server.version().to_owned());
+    let server = start(args, kind, cpus)?;
+    server.describe(environment);
     if args.scenario == Scenario::Snapshot {
         server.can_snapshot()?;
         screen.step(&format!(

@@ -33,9 +33,9 @@ pub struct RunResult {
     pub interrupted: bool,
     /// Measured seconds.
     pub measured_s: f64,
-    /// Operations that ended within them.
+    /// Operations that ended well within them.
     pub operations: u64,
-    /// Operations a second.
+    /// Of these, a second.
     pub rate_per_s: f64,
     /// Operations that ended well, those after the measured time included.
     pub completed: u64,

@@ -20,6 +20,8 @@ pub struct SweepSettings {
     pub start_per_s: f64,
     /// No rate above this one is tried.
     pub max_per_s: f64,
+    /// No rate below this one is tried: its runs have too few operations for a percentile.
+    pub min_per_s: f64,
     /// Bound on the 99.9th percentile, in microseconds.
     pub bound_us: f64,
     /// The gap between good and bad at which to stop (0.05 = 5 %).
@@ -52,7 +54,7 @@ impl SweepSettings {
     /// The next rate to try, from the best good and the least bad one so far; `None` when the knee is found.
     pub fn next(&self, good: Option<f64>, bad: Option<f64>) -> Option<f64> {
         let next = match (good, bad) {
-            (None, None) => self.start_per_s.min(self.max_per_s),
+            (None, None) => self.start_per_s.max(self.min_per_s).min(self.max_per_s),
             (Some(good), None) => (good * 2.0).min(self.max_per_s),
             (None, Some(bad)) => bad / 2.0,
             (Some(good), Some(bad)) => {
@@ -62,7 +64,13 @@ impl SweepSettings {
                 f64::midpoint(good, bad)
             }
         };
-        (next >= 1.0 && good.is_none_or(|good| next > good)).then_some(next)
+        let known = good.is_some() || bad.is_some();
+        (!(known && next < self.min_per_s) && good.is_none_or(|good| next > good)).then_some(next)
+    }
+
+    /// The lowest rate whose runs of `seconds` have a 99.9th percentile worth the name: ten operations beyond it.
+    pub fn lowest(seconds: f64) -> f64 {
+        (10_000.0 / seconds).max(1.0)
     }
 }
 
@@ -82,7 +90,9 @@ pub fn conclusion(target: &str, bound: &str, good: Option<&str>, limit: Option<V
             "nothing is known of {target}: the generator fell behind at every rate; is the machine busy? Give the client a core of its \
              own (--client-cpus)"
         ),
-        (None, _) => format!("{target}: p99.9 is over {bound} at every rate tried"),
+        (None, _) => format!(
+            "{target}: p99.9 is over {bound} at every rate tried; a lower one has too few operations in a run to tell (--seconds)"
+        ),
     }
 }
 
@@ -151,6 +161,7 @@ mod tests {
         let settings = SweepSettings {
             start_per_s: 1_000.0,
             max_per_s: 1e6,
+            min_per_s: 100.0,
             bound_us: 1_000.0,
             precision: 0.05,
             arrival: Arrival::Poisson,
@@ -171,6 +182,22 @@ mod tests {
             let expected: f64 = if knee > 1e6 { 1e6 } else { knee };
             assert!(found <= expected && found >= expected * 0.94, "{found} for {expected}");
         }
-        assert_eq!(settings.next(None, Some(1.5)), None);
+        assert_eq!(settings.next(None, Some(199.0)), None);
+        assert_eq!(settings.next(None, Some(200.0)), Some(100.0));
+    }
+
+    #[test]
+    fn a_rate_without_operations_beyond_its_percentile_is_not_tried() {
+        assert!((SweepSettings::lowest(2.0) - 5_000.0).abs() < 1e-9);
+        let settings = SweepSettings {
+            start_per_s: 10.0,
+            max_per_s: 1e6,
+            min_per_s: SweepSettings::lowest(2.0),
+            bound_us: 1_000.0,
+            precision: 0.05,
+            arrival: Arrival::Poisson,
+        };
+        assert_eq!(settings.next(None, None), Some(5_000.0));
+        assert_eq!(settings.next(None, Some(5_000.0)), None);
     }
 }

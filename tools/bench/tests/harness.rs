@@ -271,13 +271,22 @@ fn nobody_listening_on_udp_is_noticed_before_quic_gives_up() {
 }
 
 #[test]
+fn a_server_that_never_answers_a_plaintext_request_may_want_tls() {
+    let addr = fake_redis(|_| false);
+    let mode = Mode::Closed { depth: 1, window: true };
+    let result = measure(&connector(addr), &settings(mode, Duration::from_hours(1))).unwrap();
+    let error = result.error.expect("an error");
+    assert!(error.contains("does this port want TLS (--ca)?"), "{error}");
+}
+
+#[test]
 fn a_server_that_dies_leaves_what_was_measured() {
     let addr = fake_redis(|served| served < 5_000);
     let mode = Mode::Closed {
         depth: 16,
         window: true,
     };
-    let result = measure(&connector(addr), &settings(mode, Duration::from_mins(1))).unwrap();
+    let result = measure(&connector(addr), &settings(mode, Duration::from_hours(1))).unwrap();
     assert!(!result.valid);
     let error = result.error.as_ref().expect("an error");
     assert!(

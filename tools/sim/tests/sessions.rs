@@ -180,10 +180,10 @@ fn an_idle_session_expires_by_the_shards_clock() {
     );
     let idle = Duration::from_millis(SessionLimits::default().idle_ms);
     assert_eq!(counter(&ask(&mut sim, lane, 1, 1)), 5);
-    sim.skip_clock(idle - Duration::from_secs(1));
+    sim.skip_clock(idle.saturating_sub(Duration::from_secs(1)));
     // It is used, and so it lives on.
     assert_eq!(counter(&ask(&mut sim, lane, 1, 1)), 5);
-    sim.skip_clock(idle - Duration::from_secs(1));
+    sim.skip_clock(idle.saturating_sub(Duration::from_secs(1)));
     assert_eq!(counter(&ask(&mut sim, lane, 2, 1)), 10);
     sim.skip_clock(idle + Duration::from_secs(2));
     assert_eq!(status(&ask(&mut sim, lane, 2, 1)), Status::SessionExpired);

@@ -105,7 +105,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => (key, prop_oneof![any::<i64>(), -5..5i64]).prop_map(|(key, delta)| Op::Incr { key, delta }),
         2 => (key, ttl()).prop_map(|(key, ttl_ms)| Op::Touch { key, ttl_ms }),
         6 => key.prop_map(|key| Op::Get { key }),
-        2 => prop::collection::vec(key, 0..40).prop_map(|keys| Op::GetBatch { keys }),
+        2 => prop::collection::vec(key, 0..160).prop_map(|keys| Op::GetBatch { keys }),
         1 => key.prop_map(|key| Op::Peek { key }),
         2 => prop::collection::vec((key, prop::option::weighted(0.8, value_len())), 0..40)
             .prop_map(|commands| Op::ApplyBatch { commands }),

@@ -53,7 +53,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a learner may take to catch up before it has to ask again.
-const CATCH_UP: Duration = Duration::from_secs(60);
+const CATCH_UP: Duration = Duration::from_mins(1);
 
 /// Entries a learner may lack when it is given its vote.
 const LAG: u64 = 64;

@@ -37,7 +37,7 @@ use std::rc::Rc;
 use std::task::Waker;
 
 use bytes::Bytes;
-use generation_engine::journal::{EntryKind, ForcedSnapshot, Record, RecoveryError, Writer};
+use generation_engine::journal::{EntryKind, ForcedSnapshot, Record, Writer};
 use openraft::storage::IOFlushed;
 
 use self::log::ShardLog;
@@ -45,6 +45,7 @@ use super::runtime::Ambient;
 use super::types::Types;
 use crate::env::disk::Disk;
 
+pub use generation_engine::journal::RecoveryError;
 pub use identity::{Identity, IdentityError};
 pub use store::LogStore;
 

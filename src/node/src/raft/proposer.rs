@@ -238,6 +238,9 @@ impl<K> Proposer<K> {
     }
 
     /// One bounded step of the sweep over entries and sessions whose time has come, if this replica leads.
+    ///
+    /// # Panics
+    /// Never: an expiry fits an entry.
     pub fn sweep<D: Disk, T: Transport>(
         &mut self,
         replica: &Replica<D, T>,

@@ -210,7 +210,7 @@ fn what_gathers_when_leadership_is_lost_was_not_proposed() {
         let wake: Rc<dyn Fn()> = Rc::new(|| ());
         let now = super::runtime::Ambient::now(&bench);
         journal.stop();
-        for token in 0..PIPELINE + 1 {
+        for token in 0..=PIPELINE {
             let mut writes = vec![Write {
                 token,
                 operation: put(b"a", b"1", 0).into(),
@@ -223,11 +223,11 @@ fn what_gathers_when_leadership_is_lost_was_not_proposed() {
             answers.insert(token, answer);
         });
         for (token, answer) in answers {
-            let proposed = token < PIPELINE;
-            assert_eq!(answer == Answer::InDoubt, proposed, "{token}: {answer:?}");
+            let was_sent = token < PIPELINE;
+            assert_eq!(answer == Answer::InDoubt, was_sent, "{token}: {answer:?}");
             assert_eq!(
                 matches!(answer, Answer::NotProposed(_)),
-                !proposed,
+                !was_sent,
                 "{token}: {answer:?}"
             );
         }

@@ -10,8 +10,10 @@ pub mod completions;
 pub mod dev;
 pub mod exit;
 pub mod kv;
+pub mod repair;
 mod running;
 pub mod serve;
+pub mod snapshot;
 pub mod status;
 
 use std::process::ExitCode;
@@ -55,6 +57,10 @@ pub enum Command {
     Certs(certs::Args),
     /// Show the cluster, its nodes and its shards.
     Status(status::Args),
+    /// Look at the snapshots in a data directory, and check them.
+    Snapshot(snapshot::Args),
+    /// Give up what a node's disk has damaged, so that it is sent it by the other nodes.
+    Repair(repair::Args),
     /// Read and write entries.
     Kv(kv::Args),
     /// Print a completion script for a shell.
@@ -86,6 +92,8 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args, &globals),
         Command::Certs(args) => certs::run(&args, &globals),
         Command::Status(args) => status::run(&args, &globals),
+        Command::Snapshot(args) => snapshot::run(&args, &globals),
+        Command::Repair(args) => repair::run(&args, &globals),
         Command::Kv(args) => kv::run(&args, &globals),
         Command::Completions(args) => completions::run(&args),
     };

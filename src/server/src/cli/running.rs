@@ -9,7 +9,8 @@ use signal_hook::iterator::Signals;
 
 use super::{Exit, Failure};
 use crate::config::Config;
-use crate::node::{DataDirectory, Node, NodeError};
+use crate::directory::DataDirectory;
+use crate::node::{Node, NodeError};
 
 /// How long after the drain a node may take to end by itself before the process ends without it.
 const GRACE: Duration = Duration::from_millis(500);
@@ -27,6 +28,7 @@ impl From<NodeError> for Failure {
         match error {
             // A defect, or the machine gave out: nothing the configuration can change.
             NodeError::Executors(_) | NodeError::Crypto(_) => Self::new(Exit::Rejected, error.to_string()),
+            NodeError::Damaged { .. } => Self::new(Exit::Corruption, error.to_string()),
             _ => Self::usage(error.to_string()),
         }
     }

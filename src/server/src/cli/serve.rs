@@ -9,8 +9,9 @@ use bytesize::ByteSize;
 
 use super::{Exit, Failure, Globals, running};
 use crate::config::{self, Config};
-use crate::node::{DataDirectory, DirectoryError, NodeError};
-use crate::{logging, preflight};
+use crate::directory::{DataDirectory, DirectoryError};
+use crate::logging;
+use crate::node::{NodeError, Prepared};
 
 /// Options of `generation serve`. Those that are also keys of the configuration file win over it.
 #[derive(Debug, clap::Args)]
@@ -70,16 +71,14 @@ pub fn run(args: &Args, globals: &Globals) -> Result<Exit, Failure> {
     let mut config = Config::load(&path).map_err(|error| Failure::from(NodeError::from(error)))?;
     override_with(&mut config, args);
     if args.check_config {
-        config.validate().map_err(NodeError::from)?;
-        preflight::check(&config, config.cores_of(preflight::processors())).map_err(NodeError::from)?;
-        let material = crate::tls::load::load(&config.tls_files()).map_err(NodeError::from)?;
+        let identity = Prepared::new(&config)?.certificates.identity();
         return print(&if globals.json {
             format!(
                 "{}\n",
-                serde_json::json!({ "ok": true, "identity": material.identity.to_string() })
+                serde_json::json!({ "ok": true, "identity": identity.to_string() })
             )
         } else {
-            format!("{}: good, for {}\n", path.display(), material.identity)
+            format!("{}: good, for {}\n", path.display(), identity)
         });
     }
     let directory = args.exit_with_parent.map(|parent| {

@@ -9,13 +9,14 @@ use serde_json::{Value, json};
 
 use super::cluster::{Connection, block_on};
 use super::{Exit, Failure, Globals, serve};
+use crate::config::Durability;
 
 /// Options of `generation status`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     generation status\n  \
     generation status --json | jq '.shards[] | {id, leader}'\n\n\
-    A node that does not answer is reported as unreachable; the exit code is 5 when none does.")]
+    Lag is how many entries of the leader's log a replica has not applied. A node that does not answer is reported as unreachable; the exit code is 5 when none does.")]
 pub struct Args {
     #[command(flatten)]
     connection: Connection,
@@ -86,6 +87,76 @@ impl Status<'_> {
         }
     }
 
+    /// What an acknowledged write has survived, as the nodes that answered say. One that is not replicated does not say it.
+    fn durability(&self) -> &'static str {
+        let told = self
+            .stats
+            .iter()
+            .map(|(_, stats)| stats.get("node.durability_sync") == Some(1));
+        let (sync, memory): (Vec<bool>, Vec<bool>) = told.partition(|sync| *sync);
+        match (sync.is_empty(), memory.is_empty()) {
+            (false, false) => "mixed",
+            (false, true) => Durability::Sync.name(),
+            (true, _) => Durability::Memory.name(),
+        }
+    }
+
+    /// What an operator should know of a node, beside numbers.
+    fn warnings(&self, node: u64) -> Vec<String> {
+        let get = |counter| self.of(node).and_then(|stats| stats.get(counter));
+        let mut warnings = Vec::new();
+        if get("node.journal_failed") == Some(1) {
+            warnings
+                .push("its journal has failed and it acknowledges nothing: see its log, then restart it".to_owned());
+        }
+        if let Some(skew_ms) = get("node.clock_skew_ms").filter(|skew_ms| *skew_ms > TOLERATED_SKEW_MS) {
+            warnings.push(format!(
+                "its clock is {skew_ms} ms off the others': check its time synchronisation"
+            ));
+        }
+        warnings
+    }
+
+    /// A shard's state as its replicas' nodes tell it, or as the map does where they do not.
+    fn shard_view(&self, id: usize, shard: &generation_proto::map::Shard) -> ShardView {
+        let mut replicas: Vec<ReplicaView> = shard
+            .replicas
+            .iter()
+            .map(|replica| {
+                let counter = |name| self.shard(replica.node, id, name);
+                let hash = counter("state_hash_high").zip(counter("state_hash_low"));
+                ReplicaView {
+                    id: counter("replica").unwrap_or(replica.id),
+                    node: replica.node,
+                    core: replica.core,
+                    term: counter("term"),
+                    leads: counter("leads") == Some(1),
+                    applied: counter("index"),
+                    last: counter("log_index").max(counter("index")),
+                    snapshot: counter("snapshot_index"),
+                    journal_bytes: counter("journal_bytes"),
+                    records: counter("records"),
+                    state_hash: hash.map(|(high, low)| u128::from(high) << 64 | u128::from(low)),
+                }
+            })
+            .collect();
+        replicas.sort_unstable_by_key(|replica| replica.node);
+        // One that was deposed and does not know it yet says that it leads, in an older term.
+        let leader = replicas
+            .iter()
+            .filter(|replica| replica.leads)
+            .max_by_key(|replica| replica.term);
+        let term = replicas.iter().filter_map(|replica| replica.term).max();
+        let known = (shard.leader != 0).then_some(shard.leader);
+        let newest = || replicas.iter().filter_map(|replica| replica.applied).max();
+        ShardView {
+            leader: leader.map(|leader| leader.node).or(known),
+            term: term.unwrap_or(shard.term),
+            last: leader.and_then(|leader| leader.last).or_else(newest),
+            replicas,
+        }
+    }
+
     /// 64-bit numbers are texts: they can pass 2^53.
     fn json(&self) -> Value {
         let nodes: Vec<Value> = self
@@ -93,31 +164,28 @@ impl Status<'_> {
             .nodes
             .iter()
             .map(|node| {
+                let sum = |counter| self.sum(node.id, counter).to_string();
                 json!({
                     "id": node.id,
                     "addr": node.addr.to_string(),
                     "state": self.state(node),
+                    "warnings": self.warnings(node.id),
                     "cores": node.cores,
-                    "records": self.sum(node.id, "records").to_string(),
-                    "used_bytes": self.sum(node.id, "used_bytes").to_string(),
-                    "budget_bytes": self.sum(node.id, "budget_bytes").to_string(),
-                    "hits": self.sum(node.id, "hits").to_string(),
-                    "misses": self.sum(node.id, "misses").to_string(),
-                    "evictions": self.sum(node.id, "evictions").to_string(),
-                    "expirations": self.sum(node.id, "expirations").to_string(),
+                    "records": sum("records"),
+                    "used_bytes": sum("used_bytes"),
+                    "budget_bytes": sum("budget_bytes"),
+                    "hits": sum("hits"),
+                    "misses": sum("misses"),
+                    "evictions": sum("evictions"),
+                    "expirations": sum("expirations"),
                 })
             })
             .collect();
-        let shards: Vec<Value> = self
-            .map
-            .shards
-            .iter()
-            .enumerate()
-            .map(|(id, shard)| self.shard_json(id, shard))
-            .collect();
+        let shards = self.map.shards.iter().enumerate();
+        let shards: Vec<Value> = shards.map(|(id, shard)| self.shard_json(id, shard)).collect();
         json!({
             "cluster": self.map.cluster,
-            "durability": DURABILITY,
+            "durability": self.durability(),
             "epoch": self.map.epoch,
             "nodes": nodes,
             "shards": shards,
@@ -125,72 +193,149 @@ impl Status<'_> {
     }
 
     fn shard_json(&self, id: usize, shard: &generation_proto::map::Shard) -> Value {
-        let newest = shard
-            .replicas
-            .iter()
-            .filter_map(|replica| self.shard(replica.node, id, "index"))
-            .max();
-        let replicas: Vec<Value> = shard
+        let view = self.shard_view(id, shard);
+        let text = |number: Option<u64>| number.map(|number| number.to_string());
+        let replicas: Vec<Value> = view
             .replicas
             .iter()
             .map(|replica| {
-                let applied = self.shard(replica.node, id, "index");
-                let lag = applied.zip(newest).map(|(applied, newest)| newest - applied);
-                let half = |name| self.shard(replica.node, id, name);
-                let hash = half("state_hash_high").zip(half("state_hash_low"));
                 json!({
                     "id": replica.id,
                     "node": replica.node,
                     "core": replica.core,
-                    "applied": applied.map(|index| index.to_string()),
-                    "lag": lag.map(|lag| lag.to_string()),
-                    "state_hash": hash.map(|(high, low)| format!("{high:016x}{low:016x}")),
-                    "records": half("records").map(|records| records.to_string()),
+                    "applied": text(replica.applied),
+                    "lag": text(view.lag(replica)),
+                    "state_hash": replica.state_hash.map(|hash| format!("{hash:032x}")),
+                    "records": text(replica.records),
+                    "journal_bytes": text(replica.journal_bytes),
+                    "snapshot": text(replica.snapshot),
                 })
             })
             .collect();
         json!({
             "id": id,
             "epoch": shard.epoch,
-            "leader": (shard.leader != 0).then_some(shard.leader),
-            "term": shard.term.to_string(),
+            "leader": view.leader,
+            "term": view.term.to_string(),
             "replicas": replicas,
         })
     }
 
     fn text(&self) -> String {
         let (map, mut text) = (self.map, String::new());
+        let views: Vec<ShardView> = map
+            .shards
+            .iter()
+            .enumerate()
+            .map(|(id, shard)| self.shard_view(id, shard))
+            .collect();
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "cluster {}, durability {DURABILITY}, {} shards, map epoch {}",
+            "cluster {}, durability {}, {} shards, map epoch {}",
             map.cluster,
+            self.durability(),
             map.shards.len(),
             map.epoch
         );
         for node in &map.nodes {
             let (id, address, cores, state) = (node.id, node.addr, node.cores, self.state(node));
-            let led = map.shards.iter().filter(|shard| shard.leader == id).count();
+            let led = views.iter().filter(|view| view.leader == Some(id)).count();
             let _ = writeln!(text, "node {id}  {address}  {state}  {cores} cores, leads {led} shards");
             if self.of(id).is_some() {
                 let sum = |counter| self.sum(id, counter);
-                let bytes = |counter| ByteSize::b(sum(counter)).display().iec().to_string();
                 let _ = writeln!(
                     text,
                     "  {} entries, {} of {} used; {} hits, {} misses, {} evicted, {} expired",
                     sum("records"),
-                    bytes("used_bytes"),
-                    bytes("budget_bytes"),
+                    iec(sum("used_bytes")),
+                    iec(sum("budget_bytes")),
                     sum("hits"),
                     sum("misses"),
                     sum("evictions"),
                     sum("expirations"),
                 );
             }
+            for warning in self.warnings(id) {
+                let _ = writeln!(text, "  WARNING: {warning}");
+            }
+        }
+        let _ = writeln!(
+            text,
+            "{:>5}  {:>6}  {:>4}  {:>9}  {:>10}  {:>9}  lag",
+            "shard", "leader", "term", "applied", "journal", "snapshot"
+        );
+        for (id, view) in views.iter().enumerate() {
+            let _ = writeln!(text, "{id:>5}  {}", view.line());
         }
         text
     }
 }
 
-/// Nothing is written to disk and nothing is replicated yet: an acknowledged write is in one node's memory.
-const DURABILITY: &str = "memory";
+/// A clock that is off the others' by more is worth a warning, in milliseconds.
+const TOLERATED_SKEW_MS: u64 = 1_000;
+
+/// A shard with its replicas.
+struct ShardView {
+    /// The leader's node.
+    leader: Option<u64>,
+    term: u64,
+    /// Last entry of the leader's log.
+    last: Option<u64>,
+    replicas: Vec<ReplicaView>,
+}
+
+/// A replica. What its node did not tell is `None`.
+struct ReplicaView {
+    id: u64,
+    node: u64,
+    core: u16,
+    term: Option<u64>,
+    leads: bool,
+    /// Index of the last entry applied.
+    applied: Option<u64>,
+    /// Index of the last entry of its log.
+    last: Option<u64>,
+    /// Index of the last entry in its newest snapshot.
+    snapshot: Option<u64>,
+    journal_bytes: Option<u64>,
+    records: Option<u64>,
+    state_hash: Option<u128>,
+}
+
+impl ShardView {
+    /// Entries of the leader's log that a replica has not applied. Nodes are asked one after the other, so it can be ahead of what
+    /// the leader said.
+    fn lag(&self, replica: &ReplicaView) -> Option<u64> {
+        let (last, applied) = self.last.zip(replica.applied)?;
+        Some(last.saturating_sub(applied))
+    }
+
+    /// The shard on one line: the leader's figures, or the first replica's that has any, and everybody's lag.
+    fn line(&self) -> String {
+        let or_dash = |number: Option<String>| number.unwrap_or_else(|| "-".to_owned());
+        let count = |number: Option<u64>| or_dash(number.map(|number| number.to_string()));
+        let leads = |replica: &&ReplicaView| Some(replica.node) == self.leader && replica.applied.is_some();
+        let shown = self.replicas.iter().find(leads);
+        let shown = shown.or_else(|| self.replicas.iter().find(|replica| replica.applied.is_some()));
+        let lags = self.replicas.iter().map(|replica| {
+            let lag = or_dash(self.lag(replica).map(|lag| lag.to_string()));
+            format!("node {}: {lag}", replica.node)
+        });
+        let lags: Vec<String> = lags.collect();
+        format!(
+            "{:>6}  {:>4}  {:>9}  {:>10}  {:>9}  {}",
+            or_dash(self.leader.map(|leader| leader.to_string())),
+            self.term,
+            count(shown.and_then(|replica| replica.applied)),
+            or_dash(shown.and_then(|replica| replica.journal_bytes).map(iec)),
+            // Index 0 is before every entry.
+            count(shown.and_then(|replica| replica.snapshot).filter(|index| *index > 0)),
+            lags.join(", "),
+        )
+    }
+}
+
+fn iec(bytes: u64) -> String {
+    ByteSize::b(bytes).display().iec().to_string()
+}

@@ -18,15 +18,21 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "pin",
             "cpus",
             "shards",
+            "durability",
+            "cluster",
             "tls",
             "memory",
+            "journal",
             "limits",
             "network",
             "log",
         ],
     ),
+    ("cluster", &["id", "epoch", "nodes"]),
+    (MEMBER, &["id", "addr", "cores"]),
     ("tls", &["ca", "certificate", "key"]),
     ("memory", &["budget", "max_records", "policy"]),
+    ("journal", &["size", "segment", "snapshot_after"]),
     (
         "limits",
         &["max_value", "connections_per_core", "idle_timeout", "drain"],
@@ -34,6 +40,9 @@ const SECTIONS: &[(&str, &[&str])] = &[
     ("network", &["socket_buffer"]),
     ("log", &["filter", "format"]),
 ];
+
+/// The section of each entry of `cluster.nodes`, as TOML writes it out.
+const MEMBER: &str = "[cluster.nodes]";
 
 /// Least similarity (Jaro-Winkler) of a key that is worth suggesting.
 const SIMILAR: f64 = 0.75;
@@ -45,11 +54,12 @@ fn keys_of(section: &str) -> Option<&'static [&'static str]> {
         .map(|(_, keys)| *keys)
 }
 
-/// All keys that are not sections.
+/// All keys that are not sections, without those of entries of a list.
 #[cfg(test)]
 pub(super) fn all_keys() -> Vec<&'static str> {
     SECTIONS
         .iter()
+        .filter(|(section, _)| *section != MEMBER)
         .flat_map(|(_, keys)| *keys)
         .copied()
         .filter(|key| keys_of(key).is_none())
@@ -66,8 +76,16 @@ pub(super) fn keys(path: &Path, text: &str) -> Result<(), ConfigError> {
             unknown.push((key.span().start, name, ""));
         }
         if let (Some(known), DeValue::Table(table)) = (keys_of(name), value.get_ref()) {
-            let strangers = table.keys().filter(|key| !known.contains(&key.get_ref().as_ref()));
-            unknown.extend(strangers.map(|key| (key.span().start, key.get_ref().as_ref(), name)));
+            unknown.extend(strangers(table, known, name));
+            let nodes = table
+                .iter()
+                .filter(|(key, _)| (name, key.get_ref().as_ref()) == ("cluster", "nodes"));
+            for (_, nodes) in nodes {
+                let entries = nodes.get_ref().as_array().into_iter().flatten();
+                for entry in entries.filter_map(|entry| entry.get_ref().as_table()) {
+                    unknown.extend(strangers(entry, keys_of(MEMBER).unwrap_or_default(), MEMBER));
+                }
+            }
         }
     }
     unknown.sort_unstable();
@@ -79,6 +97,18 @@ pub(super) fn keys(path: &Path, text: &str) -> Result<(), ConfigError> {
             message: unknown_key(key, section),
         }),
     }
+}
+
+/// The keys of a table that are not known, with their offsets and the section's name.
+fn strangers<'a>(
+    table: &'a DeTable<'_>,
+    known: &'a [&'static str],
+    section: &'a str,
+) -> impl Iterator<Item = (usize, &'a str, &'a str)> {
+    let keys = table
+        .keys()
+        .map(move |key| (key.span().start, key.get_ref().as_ref(), section));
+    keys.filter(move |(_, key, _)| !known.contains(key))
 }
 
 fn unknown_key(key: &str, section: &str) -> String {

@@ -4,6 +4,7 @@
 //! misspelt limit that is silently ignored is a limit that is not there.
 
 mod check;
+mod cluster;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use bytesize::ByteSize;
 use serde::Deserialize;
 
 use crate::tls::load::TlsFiles;
+pub use cluster::{Cluster, Durability, Journal, JournalShare, Member};
 
 /// The documented default configuration, as `--print-default-config` prints it.
 pub const DEFAULT: &str = include_str!("default.toml");
@@ -35,10 +37,16 @@ pub struct Config {
     pub cpus: Option<Vec<usize>>,
     /// Number of shards.
     pub shards: u16,
+    /// What an acknowledged write has survived.
+    pub durability: Durability,
+    /// `[cluster]`.
+    pub cluster: Cluster,
     /// `[tls]`.
     pub tls: Tls,
     /// `[memory]`.
     pub memory: Memory,
+    /// `[journal]`.
+    pub journal: Journal,
     /// `[limits]`.
     pub limits: Limits,
     /// `[network]`.
@@ -137,8 +145,11 @@ impl Default for Config {
             pin: true,
             cpus: None,
             shards: 16,
+            durability: Durability::default(),
+            cluster: Cluster::default(),
             tls: Tls::default(),
             memory: Memory::default(),
+            journal: Journal::default(),
             limits: Limits::default(),
             network: Network::default(),
             log: Log::default(),
@@ -263,12 +274,8 @@ impl Config {
         TlsFiles { ca, certificate, key }
     }
 
-    /// Cores to serve with on a machine of `available`.
-    pub fn cores_of(&self, available: u16) -> u16 {
-        self.cores.unwrap_or(available)
-    }
-
-    /// Checks the values against each other and against hard limits. What the machine must have is not checked here.
+    /// Checks the values against each other and against hard limits. What depends on who the node is ([`Config::member`]) and on its
+    /// cores ([`Config::journal_share`]), and what the machine must have, is not checked here.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let wrong = |key, message: String| Err(ConfigError::Value { key, message });
         if self.cores == Some(0) || self.cores.is_some_and(|cores| cores > 256) {
@@ -297,6 +304,7 @@ impl Config {
                 format!("clients cannot reach {advertise}; set the address of this machine they are to use"),
             );
         }
+        self.cluster.validate()?;
         let shard_bytes = self.memory.budget.as_u64() / u64::from(self.shards);
         let max_value = self.limits.max_value.as_u64();
         if !(1..=generation_node::MAX_VALUE_BYTES as u64).contains(&max_value) {
@@ -385,7 +393,10 @@ mod tests {
         assert_eq!(config.cores, Some(2));
         assert_eq!(config.memory.max_records, Some(1_000_000));
         assert_eq!(config.advertise, Some("10.0.0.1:7400".parse().unwrap()));
+        assert_eq!(config.cluster.nodes.len(), 3);
         config.validate().unwrap();
+        assert_eq!(config.member(1).unwrap().map(|member| member.cores), Some(2));
+        config.journal_share(2).unwrap();
     }
 
     #[test]

@@ -518,7 +518,8 @@ impl<'a> Generator<'a> {
         }
         self.keep(&operation, now_ns, completion.outcome);
         if self.phase != Phase::WarmUp {
-            if self.phase == Phase::Measure {
+            // A server that refuses quickly is not a fast one.
+            if self.phase == Phase::Measure && !matches!(completion.outcome, Outcome::Failed(_)) {
                 self.in_window += 1;
             }
             let in_time = self.phase == Phase::Measure || operation.intended_ns < self.measured_ns.1;

@@ -8,13 +8,59 @@ use std::sync::mpsc::channel;
 
 use serde::Deserialize;
 
-use super::{Control, Node, PeerError, START_TIMEOUT, Server, free_port, supervised, version};
+use super::{Control, Node, PeerError, START_TIMEOUT, Server, files_directory, free_port, medium, supervised, version};
 use crate::system::ProcessProbe;
 use crate::target::generation::GenerationConnector;
+
+/// What a node does with a write before it acknowledges it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Durability {
+    /// A majority has it on disk
+    Sync,
+    /// A majority has it in memory
+    Memory,
+}
+
+impl Durability {
+    /// As `generation dev` spells it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Sync => "sync",
+            Self::Memory => "memory",
+        }
+    }
+}
+
+/// What a `generation` program offers, by its own help.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// Whether `generation dev` lets one choose the durability. A program that does not serves from memory alone.
+    pub durability: bool,
+}
+
+impl Features {
+    /// Asks the program.
+    pub fn of(program: &Path) -> Result<Self, PeerError> {
+        let help = Command::new(program)
+            .args(["dev", "--help"])
+            .output()
+            .map_err(PeerError::system(program.display().to_string()))?;
+        Ok(Self::read(&String::from_utf8_lossy(&help.stdout)))
+    }
+
+    fn read(help: &str) -> Self {
+        let offered = |option: &str| help.split_ascii_whitespace().any(|word| word == option);
+        Self {
+            durability: offered("--durability"),
+        }
+    }
+}
 
 /// How the node is started.
 #[derive(Clone, Debug)]
 pub struct DevSettings {
+    /// Name in reports; that of a cluster gets the number of nodes behind it.
+    pub name: String,
     /// The `generation` program.
     pub program: PathBuf,
     /// Nodes; each is a process.
@@ -24,6 +70,10 @@ pub struct DevSettings {
     /// CPUs it may use. A lone node serves with one core on each; nodes of a cluster have one core each and share them. Empty: one
     /// core, not pinned.
     pub cpus: Vec<usize>,
+    /// What it does with a write before it acknowledges it; `None`: what it does by default.
+    pub durability: Option<Durability>,
+    /// Where its files are; `None`: in memory.
+    pub files: Option<PathBuf>,
     /// Further arguments of `generation dev`.
     pub arguments: Vec<String>,
 }
@@ -44,7 +94,13 @@ struct ReadyNode {
 impl Server {
     /// Starts `generation dev` and waits for its ready line.
     pub fn start_generation(settings: &DevSettings) -> Result<Self, PeerError> {
-        let directory = tempfile::tempdir().map_err(PeerError::system("cannot make a directory for a server"))?;
+        let name = if settings.nodes > 1 {
+            format!("{}-{}", settings.name, settings.nodes)
+        } else {
+            settings.name.clone()
+        };
+        let durability = durability_arguments(settings, &name)?;
+        let directory = files_directory(settings.files.as_deref())?;
         let port = free_ports(settings.nodes)?;
         let mut command = supervised(&settings.program, &settings.cpus);
         command.args(["dev", "--json", "--port", &port.to_string()]);
@@ -55,6 +111,7 @@ impl Server {
         }
         command.args(["--memory", &format!("{}MiB", settings.memory_mib)]);
         command.arg("--data").arg(directory.path().join("data"));
+        command.args(durability);
         command.args(&settings.arguments);
         let log = directory.path().join("log");
         let errors = std::fs::File::create(&log).map_err(PeerError::system("cannot make a log"))?;
@@ -90,17 +147,11 @@ impl Server {
                 ""
             };
             let message = format!("no ready line ({status}): {}{hint}", words.trim());
-            return Err(PeerError::NotStarted {
-                name: "generation".to_owned(),
-                message,
-            });
+            return Err(PeerError::NotStarted { name, message });
         };
         Ok(Self {
-            name: if settings.nodes > 1 {
-                format!("generation-{}", settings.nodes)
-            } else {
-                "generation".to_owned()
-            },
+            name,
+            durability: durability_in_words(&settings.program, &ready.client_config, directory.path()),
             version: version(&settings.program),
             processes: vec![child],
             connector: Box::new(GenerationConnector {
@@ -123,6 +174,40 @@ impl Server {
             },
             directory,
         })
+    }
+}
+
+/// The arguments that ask for a durability, where the program knows any.
+fn durability_arguments(settings: &DevSettings, name: &str) -> Result<Vec<&'static str>, PeerError> {
+    let Some(durability) = settings.durability else {
+        return Ok(Vec::new());
+    };
+    match (Features::of(&settings.program)?.durability, durability) {
+        (true, _) => Ok(vec!["--durability", durability.name()]),
+        (false, Durability::Memory) => Ok(Vec::new()),
+        (false, Durability::Sync) => Err(PeerError::Unable {
+            name: name.to_owned(),
+            message: format!(
+                "cannot sync: {} dev knows no --durability and serves from memory; pass --durability memory, or --without-generation to \
+                 measure the peers alone",
+                settings.program.display()
+            ),
+        }),
+    }
+}
+
+/// What the node itself says of its durability, and where its files are if it writes any.
+fn durability_in_words(program: &Path, config: &Path, directory: &Path) -> String {
+    let status = Command::new(program)
+        .args(["status", "--json", "--config"])
+        .arg(config)
+        .output()
+        .ok()
+        .and_then(|output| serde_json::from_slice::<serde_json::Value>(&output.stdout).ok());
+    match status.as_ref().and_then(|status| status["durability"].as_str()) {
+        Some("memory") => "memory".to_owned(),
+        Some(level) => format!("{level}: {}", medium(directory)),
+        None => "not told by its status".to_owned(),
     }
 }
 
@@ -175,4 +260,16 @@ pub fn program(given: Option<&Path>) -> Result<PathBuf, PeerError> {
             beside.display()
         ),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn features_are_options_of_the_help_and_not_words_in_its_sentences() {
+        let help = "Options:\n      --nodes <N>  Nodes\n      --durability <LEVEL>\n          What a write waits for";
+        assert!(Features::read(help).durability);
+        assert!(!Features::read("Entries have no durability, and --durability-less nodes neither.").durability);
+    }
 }

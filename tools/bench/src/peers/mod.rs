@@ -1,12 +1,14 @@
 //! Servers that a comparison starts itself: found, started on loopback with private ports, without
 //! persistence, pinned, and ended with the comparison.
 //!
-//! Every process runs under `setpriv --pdeathsig`, so that it ends even if this program is killed. Peers that cannot run without
-//! files (etcd) keep them in memory (`/dev/shm`) where that exists, so that no disk is measured.
+//! Every process runs under `setpriv --pdeathsig`, so that it ends even if this program is killed. Servers that cannot do without
+//! files (etcd, Generation when it syncs) keep them in memory (`/dev/shm`) where that exists and no other place is asked for, so that
+//! no disk is measured, or the same one for all. What each has done with a write before it acknowledges it is part of the report.
 
 mod certificates;
 mod etcd;
 mod generation;
+mod install;
 mod redis;
 
 use std::net::{SocketAddr, TcpListener};
@@ -17,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use crate::engine::Notes;
 use crate::result::{Finding, Unit};
-use crate::system::ProcessProbe;
+use crate::system::{self, Environment, ProcessProbe};
 use crate::target::cluster::{Cluster, Place};
 use crate::target::etcd::EtcdConnector;
 use crate::target::generation::GenerationConnector;
@@ -27,7 +29,8 @@ use crate::target::tls::TlsFiles;
 use crate::target::{Connector, TargetError};
 
 pub use certificates::Certificates;
-pub use generation::{DevSettings, program as generation_program};
+pub use generation::{DevSettings, Durability, Features, program as generation_program};
+use install::Program;
 
 /// A kind of server that can be started.
 #[derive(
@@ -51,6 +54,10 @@ pub enum Kind {
     Etcd,
     /// etcd, TLS.
     EtcdTls,
+    /// Generation once more, acknowledging what a majority has in memory.
+    GenerationMemory,
+    /// Generation once more, acknowledging what a majority has on disk.
+    GenerationSync,
 }
 
 impl Kind {
@@ -65,6 +72,17 @@ impl Kind {
             Self::MemcachedTls => "memcached-tls",
             Self::Etcd => "etcd",
             Self::EtcdTls => "etcd-tls",
+            Self::GenerationMemory => "generation-memory",
+            Self::GenerationSync => "generation-sync",
+        }
+    }
+
+    /// The durability of the kinds that are Generation itself.
+    pub const fn durability(self) -> Option<Durability> {
+        match self {
+            Self::GenerationMemory => Some(Durability::Memory),
+            Self::GenerationSync => Some(Durability::Sync),
+            _ => None,
         }
     }
 
@@ -87,40 +105,37 @@ impl Kind {
         )
     }
 
-    /// The program, and the Debian package that has it.
-    const fn program(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Redis | Self::RedisTls => ("redis-server", "redis-server"),
-            Self::Valkey | Self::ValkeyTls => ("valkey-server", "valkey-server"),
-            Self::Memcached | Self::MemcachedTls => ("memcached", "memcached"),
-            Self::Etcd | Self::EtcdTls => ("etcd", "etcd-server"),
-        }
+    /// The program; `None` for Generation, which comes with this program.
+    const fn program(self) -> Option<Program> {
+        Some(match self {
+            Self::Redis | Self::RedisTls => Program::REDIS,
+            Self::Valkey | Self::ValkeyTls => Program::VALKEY,
+            Self::Memcached | Self::MemcachedTls => Program::MEMCACHED,
+            Self::Etcd | Self::EtcdTls => Program::ETCD,
+            Self::GenerationMemory | Self::GenerationSync => return None,
+        })
     }
 
     fn find(self) -> Result<PathBuf, PeerError> {
-        let (program, package) = self.program();
-        find_program(program).ok_or_else(|| PeerError::Missing {
-            programs: program.to_owned(),
-            packages: package.to_owned(),
-        })
+        let program = self
+            .program()
+            .ok_or_else(|| PeerError::not_started(self.name(), "it is started as the baseline is".to_owned()))?;
+        program.find().ok_or_else(|| install::missing(&[program]))
     }
 
     /// Checks that every program is installed, so that all that is missing is said at once and before anything was started.
     pub fn check_installed(kinds: &[Self]) -> Result<(), PeerError> {
-        let mut missing: Vec<_> = kinds
-            .iter()
-            .filter(|kind| kind.find().is_err())
-            .map(|kind| kind.program())
-            .collect();
-        missing.dedup();
-        if missing.is_empty() {
-            return Ok(());
+        let mut missing: Vec<Program> = Vec::new();
+        for program in kinds.iter().filter_map(|kind| kind.program()) {
+            if program.find().is_none() && !missing.contains(&program) {
+                missing.push(program);
+            }
         }
-        let join = |names: Vec<&str>, between: &str| names.join(between);
-        Err(PeerError::Missing {
-            programs: join(missing.iter().map(|(program, _)| *program).collect(), ", "),
-            packages: join(missing.iter().map(|(_, package)| *package).collect(), " "),
-        })
+        if missing.is_empty() {
+            Ok(())
+        } else {
+            Err(install::missing(&missing))
+        }
     }
 }
 
@@ -128,12 +143,12 @@ impl Kind {
 #[derive(Debug, thiserror::Error)]
 pub enum PeerError {
     /// Its program is not installed.
-    #[error("not installed: {programs}. On Debian: sudo apt-get install {packages}  (or leave it out of --peers)")]
+    #[error("not installed: {programs}. {advice}")]
     Missing {
         /// The programs.
         programs: String,
-        /// The packages that have them.
-        packages: String,
+        /// Where they come from.
+        advice: String,
     },
     /// It ended at once or never listened.
     #[error("{name} did not start: {message}")]
@@ -165,6 +180,13 @@ pub enum PeerError {
 }
 
 impl PeerError {
+    fn not_started(name: &str, message: String) -> Self {
+        Self::NotStarted {
+            name: name.to_owned(),
+            message,
+        }
+    }
+
     fn system(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
         move |source| Self::System { what, source }
@@ -198,6 +220,8 @@ enum Control {
 pub struct Server {
     name: String,
     version: String,
+    /// What it has done with a write before it acknowledges it.
+    durability: String,
     processes: Vec<Child>,
     connector: Box<dyn Connector>,
     probe: ProcessProbe,
@@ -208,46 +232,54 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts one node pinned to `cpus` (empty: not pinned) and waits until it accepts connections.
-    pub fn start(kind: Kind, cpus: &[usize], memory_mib: u64) -> Result<Self, PeerError> {
+    /// Starts one node pinned to `cpus` (empty: not pinned) and waits until it accepts connections. `files` is where a server that
+    /// cannot do without files keeps them; `None`: in memory.
+    pub fn start(kind: Kind, cpus: &[usize], memory_mib: u64, files: Option<&Path>) -> Result<Self, PeerError> {
         let path = kind.find()?;
         if matches!(kind, Kind::Etcd | Kind::EtcdTls) {
-            return Self::start_etcd(kind, &path, cpus, 1);
+            return Self::start_etcd(kind, &path, cpus, 1, files);
         }
         let directory = directory()?;
         let certificates = certificates(kind, directory.path())?;
         let port = free_port()?;
         let addr: SocketAddr = ([127, 0, 0, 1], port).into();
         let mut command = supervised(&path, cpus);
-        let files = tls_files(certificates.as_ref());
-        let (connector, control): (Box<dyn Connector>, _) = match kind {
+        let tls = tls_files(certificates.as_ref());
+        let (connector, control, durability): (Box<dyn Connector>, _, _) = match kind {
             Kind::Memcached | Kind::MemcachedTls => {
                 memcached_arguments(&mut command, port, cpus.len().max(1), memory_mib, certificates.as_ref());
                 let addr = addr.to_string();
-                (Box::new(MemcachedConnector { addr, tls: files }), Control::Memcached)
+                (Box::new(MemcachedConnector { addr, tls }), Control::Memcached, "memory")
             }
             _ => {
                 redis::arguments(&mut command, directory.path(), port, certificates.as_ref());
                 let connector = RespConnector {
                     addr: addr.to_string(),
-                    tls: files,
+                    tls,
                     cluster: false,
                 };
-                (Box::new(connector), Control::Redis)
+                (Box::new(connector), Control::Redis, redis::DURABILITY)
             }
         };
-        let mut server = Self::new(kind.name(), version(&path), connector, control, directory);
+        let mut server = Self::new(
+            kind.name(),
+            version(&path),
+            durability.to_owned(),
+            connector,
+            control,
+            directory,
+        );
         server.spawn(command, addr)?;
         server.wait_until_ready()?;
         Ok(server)
     }
 
     /// Starts the replicated form of a peer, all its nodes on the same `cpus`: three members of etcd, or a cluster of three masters
-    /// with a replica each of redis and valkey.
-    pub fn start_replicated(kind: Kind, cpus: &[usize]) -> Result<Self, PeerError> {
+    /// with a replica each of redis and valkey. `files` as in [`Self::start`].
+    pub fn start_replicated(kind: Kind, cpus: &[usize], files: Option<&Path>) -> Result<Self, PeerError> {
         let path = kind.find()?;
         match kind {
-            Kind::Etcd | Kind::EtcdTls => Self::start_etcd(kind, &path, cpus, 3),
+            Kind::Etcd | Kind::EtcdTls => Self::start_etcd(kind, &path, cpus, 3, files),
             Kind::Redis | Kind::Valkey => Self::start_redis_cluster(kind, &path, cpus),
             _ => Err(PeerError::Unable {
                 name: kind.name().to_owned(),
@@ -256,8 +288,14 @@ impl Server {
         }
     }
 
-    fn start_etcd(kind: Kind, path: &Path, cpus: &[usize], count: usize) -> Result<Self, PeerError> {
-        let directory = memory_directory()?;
+    fn start_etcd(
+        kind: Kind,
+        path: &Path,
+        cpus: &[usize],
+        count: usize,
+        files: Option<&Path>,
+    ) -> Result<Self, PeerError> {
+        let directory = files_directory(files)?;
         let certificates = certificates(kind, directory.path())?;
         let members = (0..count)
             .map(|_| {
@@ -277,7 +315,19 @@ impl Server {
             kind.name().to_owned()
         };
         let control = Control::Etcd(connector.clone());
-        let mut server = Self::new(&name, version(path), Box::new(connector), control, directory);
+        let durability = format!(
+            "sync: the write-ahead log of {} is synced before the reply, {}",
+            if count > 1 { "a majority" } else { "the one member" },
+            medium(directory.path())
+        );
+        let mut server = Self::new(
+            &name,
+            version(path),
+            durability,
+            Box::new(connector),
+            control,
+            directory,
+        );
         for (index, member) in members.iter().enumerate() {
             let mut command = supervised(path, cpus);
             etcd::arguments(
@@ -307,6 +357,7 @@ impl Server {
         let mut server = Self::new(
             &name,
             version(path),
+            redis::CLUSTER_DURABILITY.to_owned(),
             Box::new(connector),
             Control::RedisCluster,
             directory,
@@ -328,6 +379,7 @@ impl Server {
     fn new(
         name: &str,
         version: String,
+        durability: String,
         connector: Box<dyn Connector>,
         control: Control,
         directory: tempfile::TempDir,
@@ -335,6 +387,7 @@ impl Server {
         Self {
             name: name.to_owned(),
             version,
+            durability,
             processes: Vec::new(),
             connector,
             probe: ProcessProbe { pids: Vec::new() },
@@ -412,9 +465,12 @@ impl Server {
         &self.name
     }
 
-    /// Its own version line.
-    pub fn version(&self) -> &str {
-        &self.version
+    /// Writes down in a report which server this is.
+    pub fn describe(&self, environment: &mut Environment) {
+        environment.versions.insert(self.name.clone(), self.version.clone());
+        environment
+            .durability
+            .insert(self.name.clone(), self.durability.clone());
     }
 
     /// Opens connections to it.
@@ -593,9 +649,21 @@ fn directory() -> Result<tempfile::TempDir, PeerError> {
     tempfile::tempdir().map_err(PeerError::system("cannot make a directory for a server"))
 }
 
-/// A directory in memory, where the system has one.
-fn memory_directory() -> Result<tempfile::TempDir, PeerError> {
-    tempfile::tempdir_in("/dev/shm").or_else(|_| directory())
+/// A directory for what a server must write: below `parent`, else in memory where the system has that.
+fn files_directory(parent: Option<&Path>) -> Result<tempfile::TempDir, PeerError> {
+    match parent {
+        Some(parent) => tempfile::tempdir_in(parent).map_err(PeerError::system(parent.display().to_string())),
+        None => tempfile::tempdir_in("/dev/shm").or_else(|_| directory()),
+    }
+}
+
+/// Where files are, for a reader who must know whether a sync reaches a device.
+fn medium(directory: &Path) -> String {
+    match system::filesystem(directory).as_deref() {
+        Some("tmpfs" | "ramfs") => "its files in memory: a sync costs no device".to_owned(),
+        Some(kind) => format!("its files on {kind}"),
+        None => "its files on an unknown file system".to_owned(),
+    }
 }
 
 fn certificates(kind: Kind, directory: &Path) -> Result<Option<Certificates>, PeerError> {
@@ -639,15 +707,6 @@ fn memcached_arguments(
         );
         command.args(["-Z", "-o", &files]);
     }
-}
-
-/// The program on the path, `/usr/sbin` and `/usr/local/sbin` included.
-pub fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/usr/local/sbin"].map(PathBuf::from))
-        .map(|directory| directory.join(name))
-        .find(|candidate| candidate.is_file())
 }
 
 fn version(program: &Path) -> String {

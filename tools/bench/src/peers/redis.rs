@@ -19,6 +19,10 @@ pub(super) const MASTERS: usize = 3;
 const NODE_TIMEOUT_MS: u32 = 5_000;
 /// Slots of a cluster.
 const SLOTS: usize = 16_384;
+/// What has become of a write when a lone server acknowledges it.
+pub(super) const DURABILITY: &str = "memory (no RDB, no AOF)";
+/// What has become of a write when a master acknowledges it.
+pub(super) const CLUSTER_DURABILITY: &str = "memory of one node, replicated after the reply (no RDB, no AOF)";
 /// How long a command of ours may take.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
 

@@ -73,6 +73,11 @@ fn environments(text: &mut String, a: &crate::system::Environment, b: &crate::sy
     if a.cpus != b.cpus {
         let _ = writeln!(text, "note: {} CPUs against {}", a.cpus, b.cpus);
     }
+    for (server, before) in &a.durability {
+        if let Some(after) = b.durability.get(server).filter(|after| *after != before) {
+            let _ = writeln!(text, "note: {server} acknowledged otherwise: {before} / {after}");
+        }
+    }
     if a.optimised != b.optimised {
         let _ = writeln!(text, "note: only one of them was measured by an optimised build");
     }

@@ -3,14 +3,16 @@
 
 use std::fmt::Write as _;
 
+use hdrhistogram::Histogram;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::Report;
 use super::table::{self, figure, short, time};
-use crate::compare::{Comparison, Metric};
-use crate::result::{Event, RunResult};
+use crate::compare::{Comparison, Metric, RowResult};
+use crate::engine::{merge_histogram, new_histogram};
+use crate::result::{ClassResult, Event, RunResult};
 use crate::system::Environment;
 
 /// Width and height of a chart in pixels of its view box.
@@ -29,7 +31,7 @@ const FONT: &str = "sans-serif";
 /// Share of a chart's height that labels of events may take.
 const LABELS: f64 = 0.2;
 
-/// A named line of points.
+/// A named line of points; one that is not a number is a gap.
 struct Curve {
     name: String,
     points: Vec<(f64, f64)>,
@@ -48,16 +50,12 @@ pub fn render(report: &Report) -> Result<String, String> {
                     body,
                     "<h2>{}</h2><p>{}</p>",
                     escape(&run.target),
-                    escape(&run.settings.mode.to_string())
+                    escape(&table::headline(run))
                 );
                 verdict(&mut body, run);
                 figures(&mut body, run);
             }
-            let _ = write!(
-                body,
-                "<h2>Latency by percentile</h2>{}",
-                by_percentile(&runs.iter().collect::<Vec<_>>())?
-            );
+            let _ = write!(body, "<h2>Latency by percentile</h2>{}", by_percentile(&of_runs(runs))?);
             for run in runs {
                 let _ = write!(body, "<h2>Over time: {}</h2>{}", escape(&label(run)), over_time(run)?);
             }
@@ -75,19 +73,54 @@ pub fn render(report: &Report) -> Result<String, String> {
                     row.rounds.len()
                 );
                 comparison_figures(&mut body, comparison, row);
-                if let Some(round) = row.rounds.first() {
-                    let runs: Vec<_> = round.iter().take(comparison.servers.len()).collect();
-                    body.push_str(&by_percentile(&runs)?);
-                }
+                body.push_str(&by_percentile(&of_row(comparison, row))?);
             }
             body.push_str("<h2>How to read it</h2>");
-            for line in table::comparison(comparison).lines() {
-                let class = if line.starts_with("***") { "bad" } else { "small" };
-                let _ = write!(body, "<p class=\"{class}\">{}</p>", escape(line));
+            for line in table::legend(comparison).lines() {
+                let _ = write!(body, "<p class=\"small\">{}</p>", escape(line));
+            }
+            for line in table::ending(comparison).lines() {
+                let _ = write!(body, "<p class=\"bad\">{}</p>", escape(line.trim_matches(['*', ' '])));
             }
             Ok(page("Comparison", &comparison.environment, &body))
         }
     }
+}
+
+/// The distributions of runs, a curve a class of operations.
+fn of_runs(runs: &[RunResult]) -> Vec<(String, Histogram<u64>)> {
+    let of_run = |run: &RunResult| {
+        let name = |class: &ClassResult| {
+            if run.classes.len() > 1 {
+                format!("{} {}", label(run), class.class.name())
+            } else {
+                label(run)
+            }
+        };
+        let classes = run.classes.iter();
+        classes
+            .filter_map(|class| Some((name(class), class.latency.histogram()?)))
+            .collect::<Vec<_>>()
+    };
+    runs.iter().flat_map(of_run).collect()
+}
+
+/// The distributions of a row, a curve a server, all its rounds together; the baseline's second runs too.
+fn of_row(comparison: &Comparison, row: &RowResult) -> Vec<(String, Histogram<u64>)> {
+    let of_server = |index: usize| {
+        let mut all = new_histogram();
+        for round in &row.rounds {
+            let again = round
+                .last()
+                .filter(|_| index == 0 && round.len() > comparison.servers.len());
+            for run in round.get(index).into_iter().chain(again) {
+                merge_histogram(&mut all, &run.latency());
+            }
+        }
+        all
+    };
+    let names = comparison.servers.iter().enumerate();
+    names.map(|(index, name)| (name.clone(), of_server(index))).collect()
 }
 
 fn label(run: &RunResult) -> String {
@@ -102,6 +135,27 @@ fn escape(text: &str) -> String {
         .replace('<', "&lt;")
         .replace('>', "&gt;")
         .replace('"', "&quot;")
+}
+
+/// A time at a tick of an axis: whole decades need no decimals.
+fn tick(us: f64) -> String {
+    let (value, unit) = match us {
+        us if us >= 1e6 => (us / 1e6, "s"),
+        us if us >= 1e3 => (us / 1e3, "ms"),
+        us => (us, "µs"),
+    };
+    // Rounded to what is shown at most, and shown without zeros at the end.
+    format!("{} {unit}", (value * 100.0).round() / 100.0)
+}
+
+/// A rate at a tick of an axis.
+fn round_number(value: f64) -> String {
+    let (value, unit) = match value {
+        value if value >= 1e6 => (value / 1e6, " M"),
+        value if value >= 1e3 => (value / 1e3, " k"),
+        value => (value, ""),
+    };
+    format!("{}{unit}", (value * 100.0).round() / 100.0)
 }
 
 fn verdict(body: &mut String, run: &RunResult) {
@@ -129,20 +183,7 @@ fn figures(body: &mut String, run: &RunResult) {
             body.push_str("</tr>");
         }
     }
-    let _ = write!(
-        body,
-        "</table><p>{} operations/s over {:.1} s, {} failed",
-        short(run.rate_per_s),
-        run.measured_s,
-        run.failed()
-    );
-    if let Some(ratio) = run.hit_ratio() {
-        let _ = write!(body, ", hit ratio {:.2} %", ratio * 100.0);
-    }
-    if let Some(cpu) = run.server_cpu {
-        let _ = write!(body, ", server CPU {:.3} µs/operation", cpu.us_per_operation);
-    }
-    body.push_str("</p>");
+    let _ = write!(body, "</table><p>{}</p>", escape(&table::yielded(run)));
     if !run.findings.is_empty() {
         body.push_str("<table>");
         for finding in &run.findings {
@@ -157,7 +198,7 @@ fn figures(body: &mut String, run: &RunResult) {
     }
 }
 
-fn comparison_figures(body: &mut String, comparison: &Comparison, row: &crate::compare::RowResult) {
+fn comparison_figures(body: &mut String, comparison: &Comparison, row: &RowResult) {
     body.push_str(
         "<table><tr><th></th><th>server CPU/op</th><th>operations/s</th><th>p50</th><th>p99</th><th>p99.9</th></tr>",
     );
@@ -174,44 +215,38 @@ fn comparison_figures(body: &mut String, comparison: &Comparison, row: &crate::c
         body.push_str("</tr>");
     }
     body.push_str("</table>");
-    for (index, server) in comparison.servers.iter().enumerate() {
-        for remark in row.remarks(index, comparison.settings.server_cpus.len()) {
-            let _ = write!(body, "<p class=\"bad\">{}: {}</p>", escape(server), escape(&remark));
-        }
+    for remark in row.remarks_on(&comparison.servers, comparison.settings.server_cpus.len()) {
+        let _ = write!(body, "<p class=\"small\">{}</p>", escape(&remark));
     }
 }
 
 /// Latency by percentile, the axis stretched towards 100 % (1 / (1 - q), logarithmic), as HDR plots do.
-fn by_percentile(runs: &[&RunResult]) -> Result<String, String> {
-    let mut curves = Vec::new();
-    for run in runs {
-        for class in &run.classes {
-            let Some(histogram) = class.latency.histogram() else {
-                continue;
-            };
+fn by_percentile(distributions: &[(String, Histogram<u64>)]) -> Result<String, String> {
+    let curves: Vec<_> = distributions
+        .iter()
+        .map(|(name, histogram)| {
             let points = histogram
                 .iter_quantiles(5)
                 .map(|step| (step.quantile_iterated_to(), step.value_iterated_to()))
                 .filter(|(quantile, _)| *quantile < 1.0)
                 .map(|(quantile, ns)| (1.0 / (1.0 - quantile), ns as f64 / 1e3))
                 .collect();
-            let name = if run.classes.len() > 1 {
-                format!("{} {}", label(run), class.class.name())
-            } else {
-                label(run)
-            };
-            curves.push(Curve { name, points });
-        }
-    }
+            Curve {
+                name: name.clone(),
+                points,
+            }
+        })
+        .collect();
     let right = curves
         .iter()
         .filter_map(|curve| curve.points.last())
         .map(|point| point.0)
         .fold(100.0, f64::max);
-    svg(|area| {
+    svg(&curves, |area| {
         let (low, high) = bounds(&curves);
         let mut chart = ChartBuilder::on(area)
             .margin(12)
+            .margin_right(44)
             .x_label_area_size(40)
             .y_label_area_size(76)
             .build_cartesian_2d((1.0..right).log_scale(), (low..high).log_scale())
@@ -221,13 +256,14 @@ fn by_percentile(runs: &[&RunResult]) -> Result<String, String> {
             .x_desc("percentile")
             .y_desc("latency")
             .x_label_formatter(&|x| percentile_label(*x))
-            .y_label_formatter(&|y| time(*y))
-            .light_line_style(RGBColor(240, 240, 240))
+            .y_label_formatter(&|y| tick(*y))
+            .bold_line_style(RGBColor(215, 215, 215))
+            .light_line_style(RGBColor(242, 242, 242))
             .label_style((FONT, 13))
             .axis_desc_style((FONT, 14))
             .draw()
             .map_err(|error| error.to_string())?;
-        draw_curves(&mut chart, &curves, SeriesLabelPosition::LowerRight)
+        draw_curves(&mut chart, &curves)
     })
 }
 
@@ -252,8 +288,14 @@ fn over_time(run: &RunResult) -> Result<String, String> {
         points: run
             .intervals
             .iter()
-            .filter(|interval| interval.latency.count > 0)
-            .map(|interval| (interval.start_s + interval.length_s / 2.0, of(interval)))
+            .map(|interval| {
+                let value = if interval.latency.count > 0 {
+                    of(interval)
+                } else {
+                    f64::NAN
+                };
+                (interval.start_s + interval.length_s / 2.0, value)
+            })
             .collect(),
     };
     let latencies = [
@@ -267,7 +309,7 @@ fn over_time(run: &RunResult) -> Result<String, String> {
         .last()
         .map_or(1.0, |last| last.start_s + last.length_s)
         .max(run.measured_s);
-    let latency = svg(|area| {
+    let latency = svg(&latencies, |area| {
         let (low, mut high) = bounds(&latencies);
         if !run.events.is_empty() {
             // Room for the labels above the curves.
@@ -275,6 +317,7 @@ fn over_time(run: &RunResult) -> Result<String, String> {
         }
         let mut chart = ChartBuilder::on(area)
             .margin(12)
+            .margin_right(44)
             .x_label_area_size(40)
             .y_label_area_size(76)
             .build_cartesian_2d(0.0..end_s, (low..high).log_scale())
@@ -283,13 +326,15 @@ fn over_time(run: &RunResult) -> Result<String, String> {
             .configure_mesh()
             .x_desc("seconds")
             .y_desc("latency")
-            .y_label_formatter(&|y| time(*y))
-            .light_line_style(RGBColor(240, 240, 240))
+            .y_label_formatter(&|y| tick(*y))
+            .bold_line_style(RGBColor(215, 215, 215))
+            .light_line_style(RGBColor(242, 242, 242))
+            .x_max_light_lines(0)
             .label_style((FONT, 13))
             .axis_desc_style((FONT, 14))
             .draw()
             .map_err(|error| error.to_string())?;
-        draw_curves(&mut chart, &latencies, SeriesLabelPosition::UpperLeft)?;
+        draw_curves(&mut chart, &latencies)?;
         draw_events(&mut chart, &run.events, end_s, |share| low * (high / low).powf(share))
     })?;
     // An interval without a reply is a rate of zero, not a gap in the line.
@@ -308,11 +353,12 @@ fn over_time(run: &RunResult) -> Result<String, String> {
             interval.failed as f64 / interval.length_s
         }));
     }
-    let rate = svg(|area| {
+    let rate = svg(&rates, |area| {
         let values = rates.iter().flat_map(|curve| &curve.points).map(|point| point.1);
         let high = values.fold(1.0, f64::max) * (1.1 + LABELS);
         let mut chart = ChartBuilder::on(area)
             .margin(12)
+            .margin_right(44)
             .x_label_area_size(40)
             .y_label_area_size(76)
             .build_cartesian_2d(0.0..end_s, 0.0..high)
@@ -321,13 +367,15 @@ fn over_time(run: &RunResult) -> Result<String, String> {
             .configure_mesh()
             .x_desc("seconds")
             .y_desc("operations/s")
-            .y_label_formatter(&|y| short(*y))
-            .light_line_style(RGBColor(240, 240, 240))
+            .y_label_formatter(&|y| round_number(*y))
+            .bold_line_style(RGBColor(215, 215, 215))
+            .light_line_style(RGBColor(242, 242, 242))
+            .max_light_lines(0)
             .label_style((FONT, 13))
             .axis_desc_style((FONT, 14))
             .draw()
             .map_err(|error| error.to_string())?;
-        draw_curves(&mut chart, &rates, SeriesLabelPosition::LowerLeft)?;
+        draw_curves(&mut chart, &rates)?;
         draw_events(&mut chart, &run.events, end_s, |share| high * share)
     })?;
     Ok(latency + &rate)
@@ -388,31 +436,27 @@ fn bounds(curves: &[Curve]) -> (f64, f64) {
 fn draw_curves<'a, 'b: 'a, X, Y>(
     chart: &mut ChartContext<'a, SVGBackend<'b>, Cartesian2d<X, Y>>,
     curves: &[Curve],
-    legend: SeriesLabelPosition,
 ) -> Result<(), String>
 where
     X: plotters::coord::ranged1d::Ranged<ValueType = f64>,
     Y: plotters::coord::ranged1d::Ranged<ValueType = f64>,
 {
     for (curve, colour) in curves.iter().zip(COLOURS.into_iter().cycle()) {
-        chart
-            .draw_series(LineSeries::new(curve.points.iter().copied(), colour.stroke_width(2)))
-            .map_err(|error| error.to_string())?
-            .label(curve.name.clone())
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
+        for piece in curve.points.split(|point| point.1.is_nan()) {
+            let line = LineSeries::new(piece.iter().copied(), colour.stroke_width(2));
+            // A point between two gaps is no line.
+            let line = line.point_size(u32::from(piece.len() == 1) * 2);
+            chart.draw_series(line).map_err(|error| error.to_string())?;
+        }
     }
-    chart
-        .configure_series_labels()
-        .position(legend)
-        .background_style(WHITE.mix(0.85))
-        .border_style(RGBColor(200, 200, 200))
-        .label_font((FONT, 13))
-        .draw()
-        .map_err(|error| error.to_string())
+    Ok(())
 }
 
-/// Draws one chart and returns it as an element that scales with the page.
-fn svg(draw: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), String>) -> Result<String, String> {
+/// Draws one chart and returns it as an element that scales with the page. The legend stands above it, where it covers no curve.
+fn svg(
+    curves: &[Curve],
+    draw: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), String>,
+) -> Result<String, String> {
     let mut text = String::new();
     {
         let area = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
@@ -420,15 +464,31 @@ fn svg(draw: impl FnOnce(&DrawingArea<SVGBackend<'_>, Shift>) -> Result<(), Stri
         draw(&area)?;
         area.present().map_err(|error| error.to_string())?;
     }
-    Ok(format!("<figure>{text}</figure>"))
+    let mut legend = String::new();
+    for (curve, RGBColor(red, green, blue)) in curves.iter().zip(COLOURS.into_iter().cycle()) {
+        let _ = write!(
+            legend,
+            "<span><i style=\"background:rgb({red},{green},{blue})\"></i>{}</span> ",
+            escape(&curve.name)
+        );
+    }
+    Ok(format!("<figure><figcaption>{legend}</figcaption>{text}</figure>"))
 }
 
 fn page(title: &str, environment: &Environment, body: &str) -> String {
     let versions: Vec<_> = environment
         .versions
         .iter()
-        .map(|(name, version)| format!("{name}: {version}"))
+        .map(|(name, version)| match environment.durability.get(name) {
+            Some(durability) => format!("{name}: {version}; acknowledged writes: {durability}"),
+            None => format!("{name}: {version}"),
+        })
+        .map(|line| escape(&line))
         .collect();
+    let mut warnings = String::new();
+    for warning in table::warnings(environment) {
+        let _ = write!(warnings, "<p class=\"bad\">{}</p>", escape(warning));
+    }
     format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
          <title>{title}</title><style>\
@@ -436,14 +496,16 @@ fn page(title: &str, environment: &Environment, body: &str) -> String {
          table{{border-collapse:collapse;margin:1rem 0;font-variant-numeric:tabular-nums}}\
          td,th{{padding:.25rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}}\
          td:first-child,th:first-child{{text-align:left}}figure{{margin:1rem 0}}svg{{width:100%;height:auto}}\
+         figcaption{{padding-left:84px;font-size:13px}}figcaption span{{margin-right:1.2rem;white-space:nowrap}}\
+         figcaption i{{display:inline-block;width:18px;height:3px;margin-right:.4rem;vertical-align:middle}}\
          .bad{{color:#b00;font-weight:600}}.small{{color:#666;font-size:13px}}</style></head><body>\
-         <h1>{title}</h1><p class=\"small\">{} × {}{}, Linux {}, load before {:.2}; {}<br><code>{}</code></p>{body}</body></html>\n",
+         <h1>{title}</h1><p class=\"small\">{} × {}{}, Linux {}, load before {:.2}<br>{}<br><code>{}</code></p>{warnings}{body}</body></html>\n",
         environment.cpus,
         escape(&environment.cpu),
         if environment.virtual_machine { " (virtual)" } else { "" },
         escape(&environment.kernel),
         environment.load_before[0],
-        escape(&versions.join("; ")),
+        versions.join("<br>"),
         escape(&environment.command.join(" ")),
     )
 }
@@ -459,6 +521,16 @@ mod tests {
         assert_eq!(percentile_label(100.0), "99 %");
         assert_eq!(percentile_label(10_000.0), "99.99 %");
         assert_eq!(percentile_label(20.0), "");
+    }
+
+    #[test]
+    fn ticks_have_no_zeros_at_the_end() {
+        assert_eq!(tick(10.0), "10 µs");
+        assert_eq!(tick(100_000.0), "100 ms");
+        assert_eq!(tick(1_500.0), "1.5 ms");
+        assert_eq!(tick(0.1), "0.1 µs");
+        assert_eq!(round_number(0.0), "0");
+        assert_eq!(round_number(20_000.0), "20 k");
     }
 
     #[test]

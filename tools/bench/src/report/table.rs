@@ -8,6 +8,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 use crate::compare::{Comparison, Metric, RowResult, Spread};
 use crate::engine::Mode;
 use crate::result::{Finding, Latencies, RunResult, Unit};
+use crate::system::Environment;
 
 fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -26,7 +27,8 @@ pub fn short(value: f64) -> String {
     match value.abs() {
         v if v >= 1e7 => format!("{:.1} M", value / 1e6),
         v if v >= 1e6 => format!("{:.2} M", value / 1e6),
-        v if v >= 1e4 => format!("{:.0} k", value / 1e3),
+        v if v >= 1e5 => format!("{:.0} k", value / 1e3),
+        v if v >= 1e4 => format!("{:.1} k", value / 1e3),
         v if v >= 100.0 => format!("{value:.0}"),
         v if v >= 10.0 => format!("{value:.1}"),
         _ => format!("{value:.2}"),
@@ -44,13 +46,10 @@ pub fn time(us: f64) -> String {
     }
 }
 
-/// One run: rate, latencies by class, failures, verdict.
-pub fn run(result: &RunResult) -> String {
-    let mut text = String::new();
-    let _ = writeln!(
-        text,
-        "{}: {} {} over {} connections, {} keys ({}), values of {} B",
-        result.target,
+/// What a run asked of its target, in a line.
+pub fn headline(result: &RunResult) -> String {
+    format!(
+        "{} {} over {} connections, {} keys ({}), values of {} B",
         result.workload.mix,
         result.settings.mode,
         result.settings.connections,
@@ -60,7 +59,44 @@ pub fn run(result: &RunResult) -> String {
             |path| path.display().to_string()
         ),
         result.workload.value_size,
+    )
+}
+
+/// What a run yielded apart from latencies, in a line: rate, processor time, and how busy and how late the generator was.
+pub fn yielded(result: &RunResult) -> String {
+    let mut text = format!(
+        "{} operations/s over {:.1} s",
+        short(result.rate_per_s),
+        result.measured_s
     );
+    if result.failed() > 0 {
+        let _ = write!(text, ", {} failed", result.failed());
+    }
+    if let Some(ratio) = result.hit_ratio().filter(|_| result.misses > 0) {
+        let _ = write!(text, ", hit ratio {:.2} %", ratio * 100.0);
+    }
+    if let Some(cpu) = result.server_cpu {
+        let _ = write!(
+            text,
+            ", server CPU {:.3} µs/operation ({:.2} cores, polling included)",
+            cpu.us_per_operation, cpu.cores
+        );
+    }
+    let _ = write!(text, ", client busy {:.0} %", result.client_busy * 100.0);
+    if matches!(result.settings.mode, Mode::Open { .. }) {
+        let _ = write!(
+            text,
+            ", {:.2} % of sends over {} ms late",
+            result.lateness.late_share() * 100.0,
+            result.settings.lateness.late_after_ns as f64 / 1e6
+        );
+    }
+    text
+}
+
+/// One run: rate, latencies by class, failures, verdict.
+pub fn run(result: &RunResult) -> String {
+    let mut text = format!("{}: {}\n", result.target, headline(result));
     let mut latencies = table(&["", "count", "mean", "p50", "p90", "p99", "p99.9", "p99.99", "max"]);
     let mut line = |name: String, times: &Latencies| {
         let mut cells = vec![name, times.count.to_string()];
@@ -84,23 +120,7 @@ pub fn run(result: &RunResult) -> String {
         }
     }
     let _ = writeln!(text, "{latencies}");
-    let _ = write!(
-        text,
-        "{} operations/s over {:.1} s",
-        short(result.rate_per_s),
-        result.measured_s
-    );
-    if let Some(ratio) = result.hit_ratio().filter(|_| result.misses > 0) {
-        let _ = write!(text, ", hit ratio {:.2} %", ratio * 100.0);
-    }
-    if let Some(cpu) = result.server_cpu {
-        let _ = write!(
-            text,
-            ", server CPU {:.3} µs/operation ({:.2} cores)",
-            cpu.us_per_operation, cpu.cores
-        );
-    }
-    let _ = writeln!(text, ", client busy {:.0} %", result.client_busy * 100.0);
+    let _ = writeln!(text, "{}", yielded(result));
     if result.conflicts > 0 {
         let _ = writeln!(text, "{} conditions did not hold", result.conflicts);
     }
@@ -220,15 +240,10 @@ pub fn row(comparison: &Comparison, row: &RowResult) -> String {
     let mut lines = table(&[
         "server",
         "CPU/op",
-        "ratio",
         "ops/s",
-        "ratio",
         "p50",
-        "ratio",
         "p99",
-        "ratio",
         "p99.9",
-        "ratio",
         "cores",
         "client busy",
     ]);
@@ -236,8 +251,12 @@ pub fn row(comparison: &Comparison, row: &RowResult) -> String {
     for (index, server) in comparison.servers.iter().enumerate() {
         let mut cells = vec![server.clone()];
         for metric in Metric::ALL {
-            cells.push(value(comparison, row, index, metric));
-            cells.push(against(row, index, metric));
+            // The ratio stands below its figure, so that a line fits a terminal.
+            cells.push(format!(
+                "{}\n{}",
+                value(comparison, row, index, metric),
+                against(row, index, metric)
+            ));
         }
         let runs = || row.rounds.iter().filter_map(|round| round.get(index));
         let cores = runs().filter_map(|run| run.server_cpu).map(|cpu| cpu.cores);
@@ -247,17 +266,47 @@ pub fn row(comparison: &Comparison, row: &RowResult) -> String {
         lines.add_row(cells);
     }
     let _ = writeln!(text, "{lines}");
-    for (index, server) in comparison.servers.iter().enumerate() {
-        for remark in row.remarks(index, server_cpus) {
-            let _ = writeln!(text, "{server}: {remark}");
-        }
+    for remark in row.remarks_on(&comparison.servers, server_cpus) {
+        let _ = writeln!(text, "{remark}");
     }
     text
 }
 
-/// The head and foot of a comparison.
-pub fn comparison(comparison: &Comparison) -> String {
-    let environment = &comparison.environment;
+/// Where it was measured and what was: the machine, the servers, and what speaks against believing the figures.
+pub fn machine(environment: &Environment) -> String {
+    let mut text = String::new();
+    for (server, durability) in &environment.durability {
+        let version = environment.versions.get(server).map_or("", String::as_str);
+        let _ = writeln!(text, "{server}: {version}; acknowledged writes: {durability}");
+    }
+    let _ = writeln!(
+        text,
+        "{} x {}{}, Linux {}, load before {:.2}",
+        environment.cpus,
+        environment.cpu,
+        if environment.virtual_machine { " (virtual)" } else { "" },
+        environment.kernel,
+        environment.load_before[0],
+    );
+    for warning in warnings(environment) {
+        let _ = writeln!(text, "*** {warning} ***");
+    }
+    text
+}
+
+/// What speaks against believing figures measured there.
+pub fn warnings(environment: &Environment) -> Vec<&'static str> {
+    let busy = environment.load_before[0] > environment.cpus as f64 / 2.0;
+    let busy = busy.then_some(
+        "the machine was busy before the start: believe the processor time per operation, not latencies or rates",
+    );
+    let slow =
+        (!environment.optimised).then_some("this program was built without optimisation: use cargo run --release");
+    busy.into_iter().chain(slow).collect()
+}
+
+/// What the figures of a comparison mean, and those that belong to no row.
+pub fn legend(comparison: &Comparison) -> String {
     let mut text = String::new();
     let _ = writeln!(
         text,
@@ -297,34 +346,43 @@ pub fn comparison(comparison: &Comparison) -> String {
         workload.value_size,
         memory.join(", ")
     );
-    let _ = writeln!(
-        text,
-        "{} x {}{}, Linux {}, load before {:.2}; servers on CPU {:?}, client on CPU {:?}",
-        environment.cpus,
-        environment.cpu,
-        if environment.virtual_machine { " (virtual)" } else { "" },
-        environment.kernel,
-        environment.load_before[0],
-        comparison.settings.server_cpus,
-        comparison.settings.client_cpus,
-    );
-    if environment.load_before[0] > environment.cpus as f64 / 2.0 {
+    let settings = &comparison.settings;
+    if !settings.server_cpus.is_empty() {
         let _ = writeln!(
             text,
-            "*** the machine was busy before the start: believe the processor time per operation, not latencies or rates ***"
+            "Servers on CPU {:?}, client on CPU {:?}",
+            settings.server_cpus, settings.client_cpus
         );
     }
-    if !environment.optimised {
-        let _ = writeln!(
-            text,
-            "*** this program was built without optimisation: use cargo run --release ***"
-        );
-    }
+    text
+}
+
+/// The foot of a comparison.
+pub fn comparison(comparison: &Comparison) -> String {
+    legend(comparison) + &machine(&comparison.environment) + &ending(comparison)
+}
+
+/// Why a comparison has no more rows, and what was measured of the round that has no end; empty when it is whole.
+pub fn ending(comparison: &Comparison) -> String {
+    let mut text = String::new();
     if let Some(error) = &comparison.error {
         let _ = writeln!(text, "*** ENDED EARLY: {error} ***");
     }
     if comparison.interrupted {
-        let _ = writeln!(text, "interrupted: the rows above are what was measured");
+        let _ = writeln!(text, "interrupted: no more was measured than what is printed here");
+    }
+    for run in comparison.partial.iter().filter(|run| run.operations > 0) {
+        let _ = writeln!(
+            text,
+            "of a round without its end, in no ratio: {}, {} over {} connections, {}: {} operations/s, p50 {}, p99.9 {}",
+            run.target,
+            run.workload.mix,
+            run.settings.connections,
+            run.settings.mode,
+            short(run.rate_per_s),
+            time(run.latency_us(0.5)),
+            time(run.latency_us(0.999)),
+        );
     }
     text
 }
@@ -337,7 +395,8 @@ mod tests {
     fn numbers_are_short() {
         assert_eq!(short(12_345_678.0), "12.3 M");
         assert_eq!(short(1_234_567.0), "1.23 M");
-        assert_eq!(short(12_345.0), "12 k");
+        assert_eq!(short(123_456.0), "123 k");
+        assert_eq!(short(12_345.0), "12.3 k");
         assert_eq!(short(1.234), "1.23");
         assert_eq!(time(1_500.0), "1.50 ms");
     }

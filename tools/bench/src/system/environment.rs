@@ -26,6 +26,9 @@ pub struct Environment {
     pub huge_pages: Option<String>,
     /// Versions of the programs involved.
     pub versions: BTreeMap<String, String>,
+    /// What each server that was started for the report has done with a write before it acknowledges it.
+    #[serde(default)]
+    pub durability: BTreeMap<String, String>,
     /// Seconds since 1970 at the start.
     pub unix_time_s: u64,
     /// The command line.
@@ -74,6 +77,7 @@ impl Environment {
             load_before,
             huge_pages: first_line("/sys/kernel/mm/transparent_hugepage/enabled"),
             versions: BTreeMap::from([("generation-bench".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]),
+            durability: BTreeMap::new(),
             unix_time_s: std::time::SystemTime::now()
                 .duration_since(std::time::UNIX_EPOCH)
                 .map_or(0, |since| since.as_secs()),

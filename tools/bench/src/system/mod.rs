@@ -4,6 +4,7 @@
 mod environment;
 
 use std::fs;
+use std::path::Path;
 
 pub use environment::Environment;
 
@@ -85,6 +86,24 @@ impl ProcessProbe {
     }
 }
 
+/// Kind of the file system that a path is on, as the kernel names it.
+pub fn filesystem(path: &Path) -> Option<String> {
+    let path = path.canonicalize().ok()?;
+    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+    mounts
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split_ascii_whitespace().skip(1);
+            // A space in a mount point is written as an octal number.
+            let point = fields.next()?.replace("\\040", " ");
+            path.starts_with(&point)
+                .then_some((point.len(), fields.next()?.to_owned()))
+        })
+        // Of mounts on the same point the last one is seen.
+        .max_by_key(|(len, _)| *len)
+        .map(|(_, kind)| kind)
+}
+
 /// Processor time of the calling thread in nanoseconds.
 pub fn thread_cpu_ns() -> u64 {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
@@ -157,6 +176,13 @@ mod tests {
         assert!(child.success());
         assert!(reaped_children_ns(std::process::id()).unwrap() > 0);
         assert!(probe.sample().unwrap().cpu_ns > with_thread);
+    }
+
+    #[test]
+    fn the_file_system_of_a_path_is_the_nearest_mount() {
+        assert_eq!(filesystem(Path::new("/proc/self/status")).as_deref(), Some("proc"));
+        assert!(filesystem(Path::new("/")).is_some());
+        assert_eq!(filesystem(Path::new("/no/such/file")), None);
     }
 
     #[test]

@@ -75,6 +75,8 @@ struct Connection {
     end: usize,
     expected: VecDeque<(Token, usize, Expected)>,
     dirty: bool,
+    /// Whether anything has ever come back.
+    answered: bool,
 }
 
 /// Streams to one server, or to the masters of a cluster.
@@ -145,11 +147,16 @@ impl<P: StreamProtocol> StreamTarget<P> {
     }
 
     fn lost(&self, index: usize, error: &io::Error) -> TargetError {
-        let addr = self.connections[index].addr;
+        let connection = &self.connections[index];
+        let hint = if connection.answered || connection.tls.is_some() {
+            ""
+        } else {
+            "; it never answered: does this port want TLS (--ca)?"
+        };
         TargetError::Lost {
             name: self.name.clone(),
-            addr,
-            message: error.to_string(),
+            addr: connection.addr,
+            message: format!("{error}{hint}"),
         }
     }
 
@@ -277,6 +284,7 @@ impl Connection {
             },
         };
         self.end += read;
+        self.answered |= read > 0;
         Ok(if read == 0 {
             Received::Closed
         } else {
@@ -379,6 +387,7 @@ fn open(name: &str, addr: SocketAddr, tls: Option<&Tls>) -> Result<Connection, T
         end: 0,
         expected: VecDeque::new(),
         dirty: false,
+        answered: false,
     })
 }
 
@@ -413,9 +422,14 @@ pub(super) fn dial(
             stream.set_read_timeout(Some(CONNECT_TIMEOUT)).map_err(unreachable)?;
             stream.set_write_timeout(Some(CONNECT_TIMEOUT)).map_err(unreachable)?;
             while session.is_handshaking() {
-                session
-                    .complete_io(&mut stream)
-                    .map_err(|error| failed(error.to_string()))?;
+                session.complete_io(&mut stream).map_err(|error| {
+                    failed(match error.kind() {
+                        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+                            format!("nothing came back within {CONNECT_TIMEOUT:?}; does it speak TLS at this port?")
+                        }
+                        _ => error.to_string(),
+                    })
+                })?;
             }
             Some(Box::new(session))
         }

@@ -1,7 +1,7 @@
 //! The files of `generation dev`: certificates, a configuration for each node, and the clients' `client.toml`.
 //!
 //! The authority is kept as long as it is good, so that clients that went on running while the nodes were started again still
-//! trust them. Everything else is written anew at each start.
+//! trust them, and so is what the cluster was founded with ([`super::founding`]). Everything else is written anew at each start.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use super::founding::Founding;
 use super::{Args, CLUSTER};
 use crate::cli::Failure;
 use crate::cli::certs::write_file;
@@ -19,6 +20,13 @@ use crate::tls::issue::Authority;
 const LIFETIME: Duration = Duration::from_hours(24 * 365);
 /// An authority with less left is replaced.
 const RENEWED: Duration = Duration::from_hours(24 * 30);
+
+/// Bytes of a node's journals, where its cores are few enough.
+const JOURNALS_BYTES: u64 = 256 << 20;
+/// Bytes of a segment of them: the longest value fits.
+const SEGMENT_BYTES: u64 = 32 << 20;
+/// Least bytes of a core's journal.
+const JOURNAL_BYTES: u64 = 4 * SEGMENT_BYTES;
 
 /// A node to be started.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +40,13 @@ pub(super) struct NodePlan {
 }
 
 /// Writes what the nodes need; the plans are in the order of their ids.
-pub(super) fn write(data: &Path, args: &Args, cpus: &[usize], ports: &[u16]) -> Result<Vec<NodePlan>, Failure> {
+pub(super) fn write(
+    data: &Path,
+    args: &Args,
+    founding: &Founding,
+    cpus: &[usize],
+    ports: &[u16],
+) -> Result<Vec<NodePlan>, Failure> {
     let certificates = data.join("certs");
     fs::create_dir_all(&certificates)
         .map_err(|error| Failure::usage(format!("{}: {error}", certificates.display())))?;
@@ -49,8 +63,10 @@ pub(super) fn write(data: &Path, args: &Args, cpus: &[usize], ports: &[u16]) -> 
         true,
     )?;
     let listen = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+    let nodes: Vec<(u64, SocketAddr)> = (1..).zip(ports.iter().copied().map(listen)).collect();
+    let cluster = cluster_section(founding, args, &nodes);
     let mut plans = Vec::new();
-    for (id, &port) in (1..).zip(ports) {
+    for (id, listen) in nodes {
         let issued = authority.issue(Role::Node(id), &hosts, LIFETIME, now)?;
         let name = format!("node-{id}");
         write_file(
@@ -67,10 +83,10 @@ pub(super) fn write(data: &Path, args: &Args, cpus: &[usize], ports: &[u16]) -> 
         )?;
         let plan = NodePlan {
             id,
-            listen: listen(port),
+            listen,
             config: data.join(format!("{name}.toml")),
         };
-        let text = node_config(&plan, args, &processors(id, args, cpus));
+        let text = node_config(&plan, args, &cluster, &processors(id, args, cpus));
         write_file(&plan.config, text.as_bytes(), 0o644, true)?;
         plans.push(plan);
     }
@@ -104,7 +120,19 @@ fn processors(id: u64, args: &Args, cpus: &[usize]) -> Vec<usize> {
     cpus[first..first + cores].to_vec()
 }
 
-fn node_config(plan: &NodePlan, args: &Args, cpus: &[usize]) -> String {
+/// What every node is told of all nodes.
+fn cluster_section(founding: &Founding, args: &Args, nodes: &[(u64, SocketAddr)]) -> String {
+    let (Founding { id, epoch, .. }, cores) = (founding, args.cores);
+    let mut text = format!("[cluster]\nid = \"{id}\"\nepoch = {epoch}\nnodes = [\n");
+    for (id, addr) in nodes {
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "    {{ id = {id}, addr = \"{addr}\", cores = {cores} }},");
+    }
+    text.push_str("]\n");
+    text
+}
+
+fn node_config(plan: &NodePlan, args: &Args, cluster: &str, cpus: &[usize]) -> String {
     let mut text = format!(
         "# Written by `generation dev` at each start. Paths are relative to this file.\n\
          listen = \"{listen}\"\n\
@@ -122,7 +150,9 @@ fn node_config(plan: &NodePlan, args: &Args, cpus: &[usize]) -> String {
     }
     let _ = write!(
         text,
-        "shards = {shards}\n\n\
+        "shards = {shards}\n\
+         durability = \"{durability}\"\n\n\
+         {cluster}\n\
          [tls]\n\
          ca = \"certs/ca.pem\"\n\
          certificate = \"certs/node-{id}.pem\"\n\
@@ -130,12 +160,15 @@ fn node_config(plan: &NodePlan, args: &Args, cpus: &[usize]) -> String {
          [memory]\n\
          budget = {budget}\n",
         shards = args.shards,
+        durability = args.durability.name(),
         id = plan.id,
         budget = args.memory.as_u64(),
     );
     if let Some(records) = args.max_records {
         let _ = writeln!(text, "max_records = {records}");
     }
+    let journals = JOURNALS_BYTES.max(JOURNAL_BYTES * u64::from(args.cores));
+    let _ = write!(text, "\n[journal]\nsize = {journals}\nsegment = {SEGMENT_BYTES}\n");
     // A filter is a free text; Rust's escapes are TOML's for what can stand on a command line.
     let _ = write!(text, "\n[log]\nfilter = {:?}\n", args.log);
     text

@@ -6,6 +6,7 @@
 
 mod control;
 mod files;
+mod founding;
 mod nodes;
 
 use std::net::UdpSocket;
@@ -19,12 +20,14 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use super::{Exit, Failure, Globals, serve};
-use crate::config::Log;
+use crate::config::{Durability, Log};
+use crate::directory::DataDirectory;
 use crate::logging;
-use crate::node::{DataDirectory, NodeError};
+use crate::node::NodeError;
 use crate::preflight;
 use control::{Answer, Asked, Request};
 use files::NodePlan;
+use founding::Founding;
 use nodes::Running;
 
 /// Name of the cluster.
@@ -37,18 +40,23 @@ const STOP: Duration = Duration::from_millis(1_700);
 #[command(
     args_conflicts_with_subcommands = true,
     after_help = "Examples:\n  \
-    generation dev                                   # one core, port 7400, runs until Ctrl-C\n  \
+    generation dev                                   # one node, port 7400, runs until Ctrl-C\n  \
+    generation dev --nodes 3                         # three nodes, of which any one may fail\n  \
     generation dev --cores 2 --memory 1GiB --json    # prints one JSON line when it accepts requests\n  \
     generation kv put greeting hello                 # in another terminal, in the same directory\n  \
     generation dev restart-node 1                    # in another terminal: end it if it runs, start it again\n\n\
-    Entries are gone with the process of their node. The certificates' authority is kept in the directory."
+    Entries lie in the directory and are there again at the next start; with --durability memory they are gone with `generation dev`.\n\
+    A directory is started with the nodes, cores, shards and durability that it was made with."
 )]
 pub struct Args {
     #[command(subcommand)]
     command: Option<DevCommand>,
-    /// Nodes to start; more than one arrives with replication.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    /// Nodes to start: 1, 3 or 5. Each holds a replica of every shard; any minority of them may fail.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = number_of_nodes)]
     nodes: u16,
+    /// What an acknowledged write has survived: it is on the disks of a majority of the nodes, or in their memory.
+    #[arg(long, value_name = "sync|memory", default_value = "sync", value_parser = durability)]
+    durability: Durability,
     /// Cores each node serves with.
     #[arg(long, value_name = "C", default_value_t = 1)]
     cores: u16,
@@ -96,12 +104,6 @@ pub fn run(args: &Args, globals: &Globals) -> Result<Exit, Failure> {
     if let Some(DevCommand::RestartNode { id, data }) = &args.command {
         return restart_node(*id, data, globals);
     }
-    if args.nodes > 1 {
-        return Err(Failure::usage(format!(
-            "--nodes {}: more than one node arrives with replication; start one",
-            args.nodes
-        )));
-    }
     let log = Log {
         filter: args.log.clone(),
         ..Log::default()
@@ -110,7 +112,8 @@ pub fn run(args: &Args, globals: &Globals) -> Result<Exit, Failure> {
     let ports = ports(args)?;
     // Held before anything is written: nodes that run from here must keep their certificates.
     let _directory = DataDirectory::open(&args.data).map_err(NodeError::from)?;
-    let plans = files::write(&args.data, args, &preflight::cpus(), &ports)?;
+    let founding = Founding::of(&args.data, args)?;
+    let plans = files::write(&args.data, args, &founding, &preflight::cpus(), &ports)?;
     let (tell, happened) = mpsc::channel();
     watch_signals(tell.clone())?;
     let mut supervisor = Supervisor {
@@ -133,6 +136,23 @@ pub fn run(args: &Args, globals: &Globals) -> Result<Exit, Failure> {
     let exit = supervisor.watch(&happened);
     supervisor.stop()?;
     Ok(exit)
+}
+
+fn number_of_nodes(text: &str) -> Result<u16, String> {
+    match text.parse() {
+        Ok(nodes @ (1 | 3 | 5)) => Ok(nodes),
+        Ok(nodes) if nodes > 0 && nodes < 5 => Err(format!(
+            "{nodes} nodes survive no more failures than {}; take 1, 3 or 5",
+            nodes - 1
+        )),
+        _ => Err("take 1, 3 or 5".to_owned()),
+    }
+}
+
+fn durability(text: &str) -> Result<Durability, String> {
+    let known = [Durability::Sync, Durability::Memory];
+    let found = known.into_iter().find(|durability| durability.name() == text);
+    found.ok_or_else(|| "take sync or memory".to_owned())
 }
 
 fn restart_node(id: u64, data: &Path, globals: &Globals) -> Result<Exit, Failure> {
@@ -304,8 +324,10 @@ fn announcement(running: &[&Running], client_config: &Path, args: &Args, json: b
     };
     let addresses: Vec<String> = running.iter().map(|node| node.addr.to_string()).collect();
     let (cores, shards, memory) = (args.cores, args.shards, args.memory.display().iec());
+    let durability = args.durability.name();
     format!(
-        "Generation listens on {} (UDP, QUIC): cores {cores}, shards {shards}, memory {memory}. Ctrl-C stops it.\n\
+        "Generation listens on {} (UDP, QUIC): cores {cores}, shards {shards}, memory {memory}, durability {durability}. Ctrl-C stops \
+         it.\n\
          Client configuration: {}\n\n\
          Try, in another terminal:\n  \
          generation kv put{option} greeting hello\n  \
