@@ -195,50 +195,38 @@ impl Inner {
                     }
                 }
             }
-            let (sent, sent_len, sent_options) = match (&number, &opening) {
-                (Some(number), _) => {
-                    options.session = Some(number.again());
-                    (operation, len, options)
-                }
-                (None, Some((_, id))) => {
-                    let open = Operation::OpenSession(ShardSession { id: *id, shard });
-                    (open, request_len(&open), RequestOptions::default())
-                }
-                (None, None) => continue,
-            };
-            let until = deadline.min(Instant::now() + PATIENCE);
-            let result = match self.target(to, attempts.retries()) {
-                Ok(target) => {
-                    self.attempt(to, target, sent, sent_len, sent_options, (deadline, until), allowed)
-                        .await
-                }
-                Err(error) => Err(Failure::from(error)),
-            };
-            let failure = match (result, opening.take()) {
-                (Ok(_), Some((guard, id))) => {
-                    slot.opened(id);
-                    drop(guard);
-                    continue;
-                }
-                (Ok(answer), None) => match unfinished(&answer) {
-                    None => return Ok(answer),
-                    Some(Unfinished { error, some_done }) => {
-                        if some_done {
-                            partial = Some(answer);
+            let times = (deadline, deadline.min(Instant::now() + PATIENCE));
+            let failure = if let Some((_, id)) = &mut opening {
+                let open = Operation::OpenSession(ShardSession { id: *id, shard });
+                let (len, plain) = (request_len(&open), RequestOptions::default());
+                match self.try_once(to, &attempts, open, len, plain, times, allowed).await {
+                    Ok(_) => {
+                        slot.opened(*id);
+                        opening = None;
+                        continue;
+                    }
+                    Err(failure) => {
+                        if failure.error.state() != State::NotSent {
+                            *id = self.session_id()?;
                         }
-                        Failure::from(error)
+                        not_opened(failure)
                     }
-                },
-                (Err(mut failure), Some((guard, mut id))) => {
-                    if failure.error.state() != State::NotSent {
-                        id = self.session_id()?;
-                    }
-                    opening = Some((guard, id));
-                    // The write itself has not been sent.
-                    failure.error = not_opened(failure.error);
-                    failure
                 }
-                (Err(failure), None) => failure,
+            } else {
+                options.session = number.as_ref().map(Number::again);
+                let sent = self.try_once(to, &attempts, operation, len, options, times, allowed);
+                match sent.await {
+                    Ok(answer) => match unfinished(&answer) {
+                        None => return Ok(answer),
+                        Some(Unfinished { error, some_done }) => {
+                            if some_done {
+                                partial = Some(answer);
+                            }
+                            error.into()
+                        }
+                    },
+                    Err(failure) => failure,
+                }
             };
             if let Some(sent) = &number {
                 let id = sent.session.id;
@@ -272,6 +260,22 @@ impl Inner {
         }
     }
 
+    /// One attempt, at whoever is thought to lead.
+    #[allow(clippy::too_many_arguments, reason = "the parts of one attempt, used in two places")]
+    async fn try_once(
+        self: &Arc<Self>,
+        to: To,
+        attempts: &Attempts,
+        operation: Operation<'_>,
+        len: usize,
+        options: RequestOptions,
+        times: (Instant, Instant),
+        allowed: Duration,
+    ) -> Result<Answer, Failure> {
+        let target = self.target(to, attempts.retries())?;
+        self.attempt(to, target, operation, len, options, times, allowed).await
+    }
+
     fn session_id(&self) -> Result<u128, Error> {
         let mut bytes = [0; 16];
         self.pool.fill_random(&mut bytes)?;
@@ -285,8 +289,8 @@ async fn before<T>(deadline: Instant, wait: impl Future<Output = T>) -> Option<T
 }
 
 /// Of a write whose session could not be opened nothing is in doubt.
-fn not_opened(error: Error) -> Error {
-    match error {
+fn not_opened(failure: Failure) -> Failure {
+    let error = match failure.error {
         Error::InDoubt(InDoubt::Timeout { after }) => NotSent::Timeout { after }.into(),
         Error::InDoubt(InDoubt::ConnectionLost { peer, reason }) => NotSent::ConnectionLost { peer, reason }.into(),
         Error::InDoubt(InDoubt::Unknown { peer, message }) => NotSent::Other {
@@ -296,5 +300,6 @@ fn not_opened(error: Error) -> Error {
         }
         .into(),
         other => other,
-    }
+    };
+    Failure { error, ..failure }
 }

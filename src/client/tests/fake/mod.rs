@@ -14,9 +14,9 @@ use generation_proto::limits::FRAME_OVERHEAD;
 use generation_proto::map::{Map, Node, NodeState, Replica, Shard};
 use generation_proto::options::{Moved, ReplyOptions};
 use generation_proto::reply::{self, HelloReply, MultiResult, Page, PageEntry, Reply, ReplyMeta, Stat};
-use generation_proto::request::Scan;
+use generation_proto::request::{KeyList, Scan};
 use generation_proto::{
-    Condition, Consistency, Decoder, Frame, Limits, Opcode, Operation, Request, Side, SlotTable, Status,
+    Condition, Consistency, Decoder, Frame, Limits, Opcode, Operation, Request, ShardSession, Side, SlotTable, Status,
 };
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -542,42 +542,19 @@ impl World {
             let shard = self.shard_of(first_key(&request.operation).unwrap());
             ((shard, session.id), session.seq)
         });
-        if let Some((session, seq)) = numbered {
-            let known = self.entries.sessions.lock().unwrap().get(&session).cloned();
-            let said = match known {
-                Some(replies) => replies.get(&seq).cloned(),
-                None => Some(self.expired(&request.operation, meta)),
-            };
-            if let Some((meta, body)) = said {
-                return Reply {
-                    id: frame.request_id,
-                    opcode: frame.opcode,
-                    meta,
-                    options,
-                    body: &body,
-                }
-                .encode(out);
+        if let Some((meta, body)) = numbered.and_then(|numbered| self.remembered(numbered, &request.operation, meta)) {
+            return Reply {
+                id: frame.request_id,
+                opcode: frame.opcode,
+                meta,
+                options,
+                body: &body,
             }
+            .encode(out);
         }
         match request.operation {
-            Operation::OpenSession(session) => {
-                let mut sessions = self.entries.sessions.lock().unwrap();
-                let old = sessions.insert((session.shard, session.id), BTreeMap::new());
-                assert!(old.is_none(), "an id is opened once");
-                meta.shard = session.shard;
-            }
-            Operation::CloseSession(session) => {
-                let closed = self
-                    .entries
-                    .sessions
-                    .lock()
-                    .unwrap()
-                    .remove(&(session.shard, session.id));
-                if closed.is_none() {
-                    meta.status = Status::SessionExpired.code();
-                }
-                meta.shard = session.shard;
-            }
+            Operation::OpenSession(session) => self.open(session, &mut meta),
+            Operation::CloseSession(session) => self.close(session, &mut meta),
             Operation::Hello(_) => {
                 if let Some(status) = *self.hello.lock().unwrap() {
                     meta.status = status.code();
@@ -604,21 +581,7 @@ impl World {
                     Stat { name, value }.encode(&mut body);
                 }
             }
-            Operation::MultiGet(keys) => {
-                for key in keys.iter() {
-                    let found = self.read(key);
-                    let value = found.as_ref().map(|found| found.0.clone()).unwrap_or_default();
-                    let (_, version, expires_at_ms) = found.clone().unwrap_or_default();
-                    let fits = body.len() + value.len() + FRAME_OVERHEAD <= self.limits.max_frame_len();
-                    let (status, value) = match found {
-                        _ if !fits => (Status::Busy, Vec::new()),
-                        Some(_) => (Status::Ok, value),
-                        None => (Status::NotFound, value),
-                    };
-                    self.result(key, status, version, expires_at_ms, &value)
-                        .encode(&mut body);
-                }
-            }
+            Operation::MultiGet(keys) => self.multi_get(keys, &mut body),
             Operation::MultiPut(items) => {
                 for item in items.iter() {
                     let (status, version) = if item.value == b"refuse" {
@@ -654,6 +617,50 @@ impl World {
             body: &body,
         }
         .encode(out);
+    }
+
+    fn multi_get(&self, keys: KeyList<'_>, body: &mut BytesMut) {
+        for key in keys.iter() {
+            let found = self.read(key);
+            let value = found.as_ref().map(|found| found.0.clone()).unwrap_or_default();
+            let (_, version, expires_at_ms) = found.clone().unwrap_or_default();
+            let fits = body.len() + value.len() + FRAME_OVERHEAD <= self.limits.max_frame_len();
+            let (status, value) = match found {
+                _ if !fits => (Status::Busy, Vec::new()),
+                Some(_) => (Status::Ok, value),
+                None => (Status::NotFound, value),
+            };
+            self.result(key, status, version, expires_at_ms, &value).encode(body);
+        }
+    }
+
+    fn open(&self, session: ShardSession, meta: &mut ReplyMeta) {
+        let mut sessions = self.entries.sessions.lock().unwrap();
+        let old = sessions.insert((session.shard, session.id), BTreeMap::new());
+        assert!(old.is_none(), "an id is opened once");
+        meta.shard = session.shard;
+    }
+
+    fn close(&self, session: ShardSession, meta: &mut ReplyMeta) {
+        let mut sessions = self.entries.sessions.lock().unwrap();
+        if sessions.remove(&(session.shard, session.id)).is_none() {
+            meta.status = Status::SessionExpired.code();
+        }
+        meta.shard = session.shard;
+    }
+
+    /// What a numbered write is answered without executing it.
+    fn remembered(
+        &self,
+        (session, seq): ((u16, u128), u64),
+        operation: &Operation<'_>,
+        meta: ReplyMeta,
+    ) -> Option<(ReplyMeta, Vec<u8>)> {
+        let known = self.entries.sessions.lock().unwrap().get(&session).cloned();
+        match known {
+            Some(replies) => replies.get(&seq).cloned(),
+            None => Some(self.expired(operation, meta)),
+        }
     }
 
     /// What a write in a session that is not open is answered.
