@@ -689,6 +689,11 @@ impl<'a> KeyList<'a> {
         self.count as usize
     }
 
+    /// Bytes of the list in a frame, without its count.
+    pub const fn len_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Whether there is none. A decoded list has at least one.
     pub const fn is_empty(&self) -> bool {
         self.count == 0
@@ -750,6 +755,11 @@ impl<'a> ItemList<'a> {
     /// Number of items.
     pub const fn len(&self) -> usize {
         self.count as usize
+    }
+
+    /// Bytes of the list in a frame, without its count.
+    pub const fn len_bytes(&self) -> usize {
+        self.bytes.len()
     }
 
     /// Whether there is none. A decoded list has at least one.

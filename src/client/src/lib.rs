@@ -37,7 +37,8 @@
 //!
 //! - **Nothing is executed twice by itself.** What a node did not take ([`Error::NotSent`]) is tried again within the request's
 //!   time and a budget that all requests share; what may have been executed ([`Error::InDoubt`]) is handed to the caller, for
-//!   every write, also one that looks repeatable: another client may have written in between.
+//!   every write, also one that looks repeatable: another client may have written in between. Writes of [`Client::exactly_once`] are
+//!   numbered and repeated by the client, because the cluster executes a number once.
 //! - **A dropped future leaves nothing behind** in the client; whether its request was executed is then unknown.
 //! - **Everything is bounded**: unanswered requests and their bytes per connection, retries, and time.
 //! - **Nodes are known by their certificates** (`generation://CLUSTER/node/ID`), not by their addresses.

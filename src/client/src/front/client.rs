@@ -9,6 +9,7 @@ use generation_proto::{Map, Operation, RequestOptions};
 use super::config::{ClientConfig, Credential};
 use super::dispatch::{Inner, Settings, To};
 use super::multi::{MultiDelete, MultiGet, MultiPut, PutItem};
+use super::once::Sessions;
 use super::ops::{Delete, Get, Incr, Put, Touch};
 use super::scan::Scan;
 use super::tls::Identity;
@@ -30,12 +31,40 @@ const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Clone)]
 pub struct Client {
     pub(super) inner: Arc<Inner>,
+    /// Where its writes are numbered, if each is to be executed exactly once.
+    pub(super) sessions: Option<Arc<Sessions>>,
 }
 
 impl Client {
     /// Starts the configuration of a client.
     pub fn builder() -> ClientBuilder {
         ClientBuilder::default()
+    }
+
+    /// The same client, but each of its writes is executed exactly once, however often it has to be sent: an `incr` whose reply was lost
+    /// counts once.
+    ///
+    /// Its writes are numbered in a session that is opened in each shard when it is first written to, which costs a write of its own. A
+    /// write that may have been executed is sent again under the same number, within its time, and the shard answers it as the first
+    /// time. [`Error::InDoubt`] is left for writes whose time is over, or whose session has expired meanwhile: that takes ten idle
+    /// minutes, or [`Client::close`], which ends the sessions. Connections and routes are shared with the client this is made of; make one
+    /// of these for a program, and clone it.
+    ///
+    /// ```
+    /// # mod fake { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake/mod.rs")); }
+    /// # fake::example(async |client| {
+    /// let client = client.exactly_once();
+    /// assert_eq!(client.incr("visits", 1).await?.counter, 1);
+    /// client.close().await;
+    /// # Ok(())
+    /// # });
+    /// ```
+    #[must_use]
+    pub fn exactly_once(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            sessions: Some(Arc::default()),
+        }
     }
 
     /// Reads an entry.
@@ -246,6 +275,9 @@ impl Client {
 
     /// Closes the connections and waits until the nodes have been told. Requests under way fail.
     pub async fn close(&self) {
+        if let Some(sessions) = &self.sessions {
+            sessions.close(&self.inner).await;
+        }
         self.inner.close().await;
     }
 }
@@ -394,6 +426,6 @@ impl ClientBuilder {
             consistency: self.consistency,
         };
         let inner = Inner::connect(identity, settings).await?;
-        Ok(Client { inner })
+        Ok(Client { inner, sessions: None })
     }
 }

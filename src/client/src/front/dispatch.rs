@@ -269,7 +269,7 @@ impl Inner {
                 Ok(target) => {
                     let len = request_len(&operation);
                     match self
-                        .attempt(to, target, operation, len, options, deadline, allowed)
+                        .attempt(to, target, operation, len, options, (deadline, deadline), allowed)
                         .await
                     {
                         Ok(answer) => return Ok(answer),
@@ -296,7 +296,7 @@ impl Inner {
         }
     }
 
-    fn target(&self, to: To, attempt: u32) -> Result<Target, Error> {
+    pub(super) fn target(&self, to: To, attempt: u32) -> Result<Target, Error> {
         let routes = self.read_routes();
         let any = |id: u64| {
             routes.node(id).map(|node| Target {
@@ -325,7 +325,8 @@ impl Inner {
         }
     }
 
-    /// One attempt at a request of about `len` bytes. Whatever it teaches about the cluster is noted on the way.
+    /// One attempt at a request of about `len` bytes that must be done by `deadline`; its reply is waited for until `until`. Whatever it
+    /// teaches about the cluster is noted on the way.
     #[allow(clippy::too_many_arguments, reason = "the parts of one attempt, used in two places")]
     pub(crate) async fn attempt(
         self: &Arc<Self>,
@@ -334,7 +335,7 @@ impl Inner {
         operation: Operation<'_>,
         len: usize,
         mut options: RequestOptions,
-        deadline: Instant,
+        (deadline, until): (Instant, Instant),
         allowed: Duration,
     ) -> Result<Answer, Failure> {
         let key = Key {
@@ -344,7 +345,7 @@ impl Inner {
         let connection = match self.pool.open_at(key) {
             Some(connection) => Ok(connection),
             // What is rare is boxed here and below, so that it does not make every request's future larger.
-            None => Box::pin(self.pool.get(key, Some(target.node), deadline)).await,
+            None => Box::pin(self.pool.get(key, Some(target.node), until)).await,
         };
         let connection = match connection {
             Ok(connection) => connection,
@@ -362,9 +363,9 @@ impl Inner {
         };
         let alone = len >= LARGE_REQUEST_BYTES || matches!(operation, Operation::Keys(_) | Operation::Entries(_));
         let frame = if alone {
-            Box::pin(connection.request_alone(len, deadline, encode)).await
+            Box::pin(connection.request_alone(len, until, encode)).await
         } else {
-            connection.request(len, deadline, encode).await
+            connection.request(len, until, encode).await
         };
         let is_write = operation.opcode().is_write();
         match frame {
@@ -713,7 +714,7 @@ pub(crate) fn check_key(key: &[u8]) -> Result<(), Error> {
 }
 
 /// About how many bytes a request takes that is not a list.
-fn request_len(operation: &Operation<'_>) -> usize {
+pub(super) fn request_len(operation: &Operation<'_>) -> usize {
     const FIXED: usize = 64;
     FIXED
         + match operation {

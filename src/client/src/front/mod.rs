@@ -9,6 +9,7 @@ mod config;
 mod connection;
 mod dispatch;
 mod multi;
+mod once;
 mod ops;
 mod pool;
 mod scan;

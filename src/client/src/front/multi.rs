@@ -20,6 +20,7 @@ use tracing::Instrument;
 
 use super::client::Client;
 use super::dispatch::{Answer, Inner, To, check_key, keep};
+use super::once::{Sessions, Unfinished};
 use super::ops::{Sending, common_options, read_options, ttl_ms};
 use crate::core::consistency::Consistency;
 use crate::core::error::{Error, NotSent, Refusal, Rejected};
@@ -34,6 +35,8 @@ const BATCH_KEYS: usize = 4096;
 const BATCH_READS: usize = 1024;
 /// Most bytes of a batch, unless a single item is larger.
 const BATCH_BYTES: usize = 48 << 10;
+/// Most keys of a batch in a session: several have room in its window at a time.
+const BATCH_NUMBERS: usize = 256;
 /// Batches of one request under way at a time.
 const BATCHES_AT_ONCE: usize = 32;
 
@@ -203,7 +206,7 @@ impl<'c, T: PutItem> MultiPut<'c, T> {
         let items = Items(&self.items);
         let inner = &self.client.inner;
         let scatter = Scatter::new(inner, Opcode::MultiPut, &items, self.condition, None, self.timeout);
-        let results = scatter.run().await;
+        let results = scatter.write(self.client.sessions.as_deref()).await;
         results
             .into_iter()
             .map(|result| result.map(PerKey::into_write))
@@ -248,7 +251,7 @@ impl<'c, K: AsRef<[u8]>> MultiDelete<'c, K> {
         let keys = Keys(&self.keys);
         let inner = &self.client.inner;
         let scatter = Scatter::new(inner, Opcode::MultiDelete, &keys, Condition::None, None, self.timeout);
-        let results = scatter.run().await;
+        let results = scatter.write(self.client.sessions.as_deref()).await;
         results
             .into_iter()
             .map(|result| result.map(PerKey::into_write))
@@ -344,6 +347,14 @@ struct Batch {
     bytes: usize,
 }
 
+/// Whether a write has to be sent again in its session to learn what becomes of it.
+fn is_unfinished(error: &Error) -> bool {
+    match error {
+        Error::NotSent(_) | Error::InDoubt(_) => true,
+        Error::Rejected(rejected) => *rejected == Rejected::SessionExpired,
+    }
+}
+
 struct Scatter<'s> {
     inner: &'s Arc<Inner>,
     opcode: Opcode,
@@ -379,6 +390,132 @@ impl<'s> Scatter<'s> {
     async fn run(self) -> Vec<Outcome> {
         let span = tracing::debug_span!("multi", operation = ?self.opcode, keys = self.source.len());
         self.rounds().instrument(span).await
+    }
+
+    async fn write(self, sessions: Option<&Sessions>) -> Vec<Outcome> {
+        let Some(sessions) = sessions else {
+            return self.run().await;
+        };
+        let span = tracing::debug_span!("multi", operation = ?self.opcode, keys = self.source.len());
+        Box::pin(self.once(sessions)).instrument(span).await
+    }
+
+    /// Executes each write once: batches of one shard, each sent whole under its numbers until all of it is answered.
+    async fn once(&self, sessions: &Sessions) -> Vec<Outcome> {
+        let mut results: Vec<Option<Outcome>> = (0..self.source.len()).map(|_| None).collect();
+        let batches = self.shard_batches(&mut results);
+        let sent = batches
+            .into_iter()
+            .map(|(shard, members)| self.batch_once(sessions, shard, members));
+        let mut gathered = stream::iter(sent).buffer_unordered(BATCHES_AT_ONCE);
+        while let Some(outcomes) = gathered.next().await {
+            for (n, outcome) in outcomes {
+                results[n] = Some(outcome);
+            }
+        }
+        results
+            .into_iter()
+            .map(|result| result.expect("invariant: a key is refused, or in a batch that was sent"))
+            .collect()
+    }
+
+    /// Cuts the source into batches of one shard; refuses what no node takes.
+    fn shard_batches(&self, results: &mut [Option<Outcome>]) -> Vec<(u16, Vec<usize>)> {
+        let (limits, longest_frame) = self.inner.pool.limits();
+        let most_bytes = BATCH_BYTES.min(longest_frame.saturating_sub(FRAME_OVERHEAD));
+        let routes = self.inner.read_routes();
+        let mut batches: Vec<(u16, Vec<usize>)> = Vec::new();
+        // The batch of a shard that is being filled, and its bytes.
+        let mut open: HashMap<u16, (usize, usize)> = HashMap::new();
+        for (n, result) in results.iter_mut().enumerate() {
+            let item = self.source.item(n);
+            let (len, limit) = (item.value.len(), limits.max_value_len);
+            let too_large = (len > limit).then(|| Error::from(Rejected::ValueTooLarge { len, limit }));
+            if let Some(error) = check_key(item.key).err().or(too_large) {
+                *result = Some(Err(error));
+                continue;
+            }
+            let shard = routes.shard_of(item.key);
+            let bytes = item.key.len() + item.value.len() + ItemList::ITEM_OVERHEAD;
+            let (place, filled) = open.entry(shard).or_insert((usize::MAX, 0));
+            let fits = batches
+                .get(*place)
+                .is_some_and(|(_, members)| members.len() < BATCH_NUMBERS && *filled + bytes <= most_bytes);
+            if !fits {
+                (*place, *filled) = (batches.len(), 0);
+                batches.push((shard, Vec::new()));
+            }
+            batches[*place].1.push(n);
+            *filled += bytes;
+        }
+        batches
+    }
+
+    /// A batch of one shard: each member's outcome.
+    async fn batch_once(&self, sessions: &Sessions, shard: u16, members: Vec<usize>) -> Vec<(usize, Outcome)> {
+        let outcomes = self.outcomes_once(sessions, shard, &members).await;
+        members.into_iter().zip(outcomes).collect()
+    }
+
+    async fn outcomes_once(&self, sessions: &Sessions, shard: u16, members: &[usize]) -> Vec<Outcome> {
+        let options = RequestOptions {
+            condition: self.condition,
+            ..RequestOptions::default()
+        };
+        let mut buffer = BytesMut::new();
+        let operation = self.operation(members, &mut buffer);
+        let len = match operation {
+            Operation::MultiPut(items) => items.len_bytes(),
+            Operation::MultiDelete(keys) => keys.len_bytes(),
+            _ => 0,
+        };
+        let outcomes = |answer: &Answer| self.outcomes(members.len(), answer);
+        let unfinished = |answer: &Answer| match outcomes(answer) {
+            Ok(outcomes) => {
+                let some_done = !outcomes
+                    .iter()
+                    .all(|outcome| outcome.as_ref().is_err_and(is_unfinished));
+                let error = outcomes.into_iter().filter_map(Result::err).find(is_unfinished);
+                error.map(|error| Unfinished { error, some_done })
+            }
+            Err(error) => Some(Unfinished {
+                error,
+                some_done: false,
+            }),
+        };
+        let count = members.len() as u64;
+        let left = self.allowed.saturating_sub(self.start.elapsed());
+        let call = self
+            .inner
+            .call_once(sessions, shard, count, operation, len, options, left, unfinished);
+        let failed = match call.await {
+            Ok(answer) => match outcomes(&answer) {
+                Ok(outcomes) => return outcomes,
+                Err(error) => error.into(),
+            },
+            Err(unanswered) => unanswered,
+        };
+        let error = || Err(failed.error.clone());
+        match failed.partial.as_ref().map(outcomes) {
+            // What was answered for good in an earlier attempt stays so.
+            Some(Ok(outcomes)) => outcomes
+                .into_iter()
+                .map(|outcome| match outcome {
+                    Err(unfinished) if is_unfinished(&unfinished) => error(),
+                    outcome => outcome,
+                })
+                .collect(),
+            _ => members.iter().map(|_| error()).collect(),
+        }
+    }
+
+    fn operation<'b>(&self, members: &[usize], buffer: &'b mut BytesMut) -> Operation<'b> {
+        let items = members.iter().map(|&n| self.source.item(n));
+        match self.opcode {
+            Opcode::MultiPut => Operation::MultiPut(ItemList::build(items, buffer)),
+            Opcode::MultiGet => Operation::MultiGet(KeyList::build(items.map(|item| item.key), buffer)),
+            _ => Operation::MultiDelete(KeyList::build(items.map(|item| item.key), buffer)),
+        }
     }
 
     async fn rounds(&self) -> Vec<Outcome> {
@@ -510,12 +647,7 @@ impl<'s> Scatter<'s> {
             options.consistency = consistency.on_wire(batch.shard, self.inner.seen(batch.shard));
         }
         let mut buffer = BytesMut::with_capacity(batch.bytes);
-        let items = batch.members.iter().map(|&n| self.source.item(n));
-        let operation = match self.opcode {
-            Opcode::MultiPut => Operation::MultiPut(ItemList::build(items, &mut buffer)),
-            Opcode::MultiGet => Operation::MultiGet(KeyList::build(items.map(|item| item.key), &mut buffer)),
-            _ => Operation::MultiDelete(KeyList::build(items.map(|item| item.key), &mut buffer)),
-        };
+        let operation = self.operation(&batch.members, &mut buffer);
         let deadline = self.start + self.allowed;
         let to = To::Shard(batch.shard);
         let attempt = self.inner.attempt(
@@ -524,7 +656,7 @@ impl<'s> Scatter<'s> {
             operation,
             batch.bytes,
             options,
-            deadline,
+            (deadline, deadline),
             self.allowed,
         );
         match attempt.await {
@@ -539,20 +671,24 @@ impl<'s> Scatter<'s> {
 
     /// Takes the answer apart: one result a key, in order.
     fn results(&self, batch: &Batch, answer: &Answer) -> Result<Vec<Outcome>, Error> {
+        let outcomes = self.outcomes(batch.members.len(), answer)?;
+        let moved = |outcome: &Outcome| matches!(outcome, Err(Error::NotSent(NotSent::NoLeader { .. })));
+        if outcomes.iter().any(moved) {
+            self.inner.silent(To::Shard(batch.shard), batch.target);
+        }
+        Ok(outcomes)
+    }
+
+    fn outcomes(&self, count: usize, answer: &Answer) -> Result<Vec<Outcome>, Error> {
         let body = answer.body();
-        let mut outcomes = Vec::with_capacity(batch.members.len());
-        let mut news = false;
+        let mut outcomes = Vec::with_capacity(count);
         for result in MultiResult::decode_all(&body) {
             let result = result.map_err(|error| answer.malformed(&error))?;
             outcomes.push(self.result(&body, &result, answer));
-            news |= result.status == Status::Moved.code();
         }
-        if outcomes.len() != batch.members.len() {
+        if outcomes.len() != count {
             let error = generation_proto::reply::ReplyError("number of results");
             return Err(answer.malformed(&error));
-        }
-        if news {
-            self.inner.silent(To::Shard(batch.shard), batch.target);
         }
         Ok(outcomes)
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use generation_proto::{Condition, Operation, RequestOptions};
 
 use super::client::Client;
-use super::dispatch::{Answer, To, check_key};
+use super::dispatch::{Answer, To, check_key, request_len};
 use crate::core::consistency::Consistency;
 use crate::core::error::{Error, Rejected};
 use crate::core::reply::{Entry, GetReply, WriteReply};
@@ -334,7 +334,15 @@ async fn write(
     let key = operation.key().expect("invariant: every write here is about one key");
     check_key(key)?;
     let to = To::Shard(inner.shard_of(key));
-    let answer = inner.call(to, operation, options, None, timeout).await?;
+    let answer = match &client.sessions {
+        None => inner.call(to, operation, options, None, timeout).await?,
+        Some(sessions) => {
+            let allowed = timeout.unwrap_or(inner.settings.timeout);
+            let (shard, len) = (inner.shard_of(key), request_len(&operation));
+            let call = inner.call_once(sessions, shard, 1, operation, len, options, allowed, |_| None);
+            Box::pin(call).await.map_err(|unanswered| unanswered.error)?
+        }
+    };
     write_reply(&operation, &answer)
 }
 

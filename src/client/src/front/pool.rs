@@ -117,6 +117,11 @@ impl Pool {
         }
     }
 
+    /// Fills `bytes` with random ones that nobody can guess.
+    pub(crate) fn fill_random(&self, bytes: &mut [u8]) -> Result<(), ConnectError> {
+        self.identity.random(bytes)
+    }
+
     /// What the nodes accept, and their longest frame in bytes.
     pub(crate) fn limits(&self) -> (Limits, usize) {
         *self.limits.lock().unwrap_or_else(PoisonError::into_inner)

@@ -7,6 +7,7 @@ mod connecting;
 #[path = "../fake/mod.rs"]
 mod fake;
 mod faults;
+mod once;
 
 use std::time::Duration;
 

@@ -14,9 +14,9 @@ use generation_proto::limits::FRAME_OVERHEAD;
 use generation_proto::map::{Map, Node, NodeState, Replica, Shard};
 use generation_proto::options::{Moved, ReplyOptions};
 use generation_proto::reply::{self, HelloReply, MultiResult, Page, PageEntry, Reply, ReplyMeta, Stat};
-use generation_proto::request::Scan;
+use generation_proto::request::{KeyList, Scan};
 use generation_proto::{
-    Condition, Consistency, Decoder, Frame, Limits, Opcode, Operation, Request, Side, SlotTable, Status,
+    Condition, Consistency, Decoder, Frame, Limits, Opcode, Operation, Request, ShardSession, Side, SlotTable, Status,
 };
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -148,6 +148,9 @@ pub(crate) struct Seen {
     pub(crate) on_lane: bool,
 }
 
+/// The sessions opened, by shard and id, and what was answered to their requests, by number.
+type FakeSessions = BTreeMap<(u16, u128), BTreeMap<u64, (ReplyMeta, Vec<u8>)>>;
+
 type Script = Arc<dyn Fn(&Seen) -> Act + Send + Sync>;
 type Stored = (Vec<u8>, u64, u64);
 
@@ -156,6 +159,7 @@ type Stored = (Vec<u8>, u64, u64);
 struct Entries {
     store: Mutex<BTreeMap<Vec<u8>, Stored>>,
     index: AtomicU64,
+    sessions: Mutex<FakeSessions>,
 }
 
 struct World {
@@ -297,6 +301,16 @@ impl FakeNode {
             .unwrap()
             .get(key)
             .map(|stored| stored.0.clone())
+    }
+
+    /// How many sessions are open.
+    pub(crate) fn sessions(&self) -> usize {
+        self.world.entries.sessions.lock().unwrap().len()
+    }
+
+    /// Forgets every session, as if they had expired.
+    pub(crate) fn expire_sessions(&self) {
+        self.world.entries.sessions.lock().unwrap().clear();
     }
 
     /// Closes every connection and takes no more.
@@ -471,6 +485,15 @@ fn refuse(frame: &Frame, status: Status, options: &ReplyOptions<'_>, out: &mut B
     .encode(out);
 }
 
+/// The key of a request, or the first of several.
+fn first_key<'a>(operation: &Operation<'a>) -> Option<&'a [u8]> {
+    match operation {
+        Operation::MultiGet(keys) | Operation::MultiDelete(keys) => keys.iter().next(),
+        Operation::MultiPut(items) => items.iter().next().map(|item| item.key),
+        other => other.key(),
+    }
+}
+
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
 }
@@ -487,11 +510,7 @@ impl World {
         if matches!(request.operation, Operation::Hello(_) | Operation::Map) {
             return Act::Serve;
         }
-        let key = match request.operation {
-            Operation::MultiGet(keys) | Operation::MultiDelete(keys) => keys.iter().next(),
-            Operation::MultiPut(items) => items.iter().next().map(|item| item.key),
-            other => other.key(),
-        };
+        let key = first_key(&request.operation);
         let seen = Seen {
             opcode: request.operation.opcode(),
             key: key.unwrap_or_default().to_vec(),
@@ -519,7 +538,23 @@ impl World {
         if let Some(key) = request.operation.key() {
             meta.shard = self.shard_of(key);
         }
+        let numbered = request.options.session.map(|session| {
+            let shard = self.shard_of(first_key(&request.operation).unwrap());
+            ((shard, session.id), session.seq)
+        });
+        if let Some((meta, body)) = numbered.and_then(|numbered| self.remembered(numbered, &request.operation, meta)) {
+            return Reply {
+                id: frame.request_id,
+                opcode: frame.opcode,
+                meta,
+                options,
+                body: &body,
+            }
+            .encode(out);
+        }
         match request.operation {
+            Operation::OpenSession(session) => self.open(session, &mut meta),
+            Operation::CloseSession(session) => self.close(session, &mut meta),
             Operation::Hello(_) => {
                 if let Some(status) = *self.hello.lock().unwrap() {
                     meta.status = status.code();
@@ -546,21 +581,7 @@ impl World {
                     Stat { name, value }.encode(&mut body);
                 }
             }
-            Operation::MultiGet(keys) => {
-                for key in keys.iter() {
-                    let found = self.read(key);
-                    let value = found.as_ref().map(|found| found.0.clone()).unwrap_or_default();
-                    let (_, version, expires_at_ms) = found.clone().unwrap_or_default();
-                    let fits = body.len() + value.len() + FRAME_OVERHEAD <= self.limits.max_frame_len();
-                    let (status, value) = match found {
-                        _ if !fits => (Status::Busy, Vec::new()),
-                        Some(_) => (Status::Ok, value),
-                        None => (Status::NotFound, value),
-                    };
-                    self.result(key, status, version, expires_at_ms, &value)
-                        .encode(&mut body);
-                }
-            }
+            Operation::MultiGet(keys) => self.multi_get(keys, &mut body),
             Operation::MultiPut(items) => {
                 for item in items.iter() {
                     let (status, version) = if item.value == b"refuse" {
@@ -583,6 +604,11 @@ impl World {
             }
             operation => self.one(&operation, &request.options, &mut meta, &mut options, &mut body),
         }
+        if let Some((session, seq)) = numbered
+            && let Some(replies) = self.entries.sessions.lock().unwrap().get_mut(&session)
+        {
+            replies.insert(seq, (meta, body.to_vec()));
+        }
         Reply {
             id: frame.request_id,
             opcode: frame.opcode,
@@ -591,6 +617,66 @@ impl World {
             body: &body,
         }
         .encode(out);
+    }
+
+    fn multi_get(&self, keys: KeyList<'_>, body: &mut BytesMut) {
+        for key in keys.iter() {
+            let found = self.read(key);
+            let value = found.as_ref().map(|found| found.0.clone()).unwrap_or_default();
+            let (_, version, expires_at_ms) = found.clone().unwrap_or_default();
+            let fits = body.len() + value.len() + FRAME_OVERHEAD <= self.limits.max_frame_len();
+            let (status, value) = match found {
+                _ if !fits => (Status::Busy, Vec::new()),
+                Some(_) => (Status::Ok, value),
+                None => (Status::NotFound, value),
+            };
+            self.result(key, status, version, expires_at_ms, &value).encode(body);
+        }
+    }
+
+    fn open(&self, session: ShardSession, meta: &mut ReplyMeta) {
+        let mut sessions = self.entries.sessions.lock().unwrap();
+        let old = sessions.insert((session.shard, session.id), BTreeMap::new());
+        assert!(old.is_none(), "an id is opened once");
+        meta.shard = session.shard;
+    }
+
+    fn close(&self, session: ShardSession, meta: &mut ReplyMeta) {
+        let mut sessions = self.entries.sessions.lock().unwrap();
+        if sessions.remove(&(session.shard, session.id)).is_none() {
+            meta.status = Status::SessionExpired.code();
+        }
+        meta.shard = session.shard;
+    }
+
+    /// What a numbered write is answered without executing it.
+    fn remembered(
+        &self,
+        (session, seq): ((u16, u128), u64),
+        operation: &Operation<'_>,
+        meta: ReplyMeta,
+    ) -> Option<(ReplyMeta, Vec<u8>)> {
+        let known = self.entries.sessions.lock().unwrap().get(&session).cloned();
+        match known {
+            Some(replies) => replies.get(&seq).cloned(),
+            None => Some(self.expired(operation, meta)),
+        }
+    }
+
+    /// What a write in a session that is not open is answered.
+    fn expired(&self, operation: &Operation<'_>, meta: ReplyMeta) -> (ReplyMeta, Vec<u8>) {
+        let status = Status::SessionExpired;
+        let mut body = BytesMut::new();
+        let mut each = |key: &[u8]| self.result(key, status, 0, 0, &[]).encode(&mut body);
+        match operation {
+            Operation::MultiDelete(keys) => keys.iter().for_each(each),
+            Operation::MultiPut(items) => items.iter().for_each(|item| each(item.key)),
+            _ => {
+                let status = status.code();
+                return (ReplyMeta { status, ..meta }, Vec::new());
+            }
+        }
+        (meta, body.to_vec())
     }
 
     fn page(&self, scan: &Scan<'_>, values: bool, body: &mut BytesMut) {
