@@ -8,6 +8,7 @@
 //! # What holds
 //! - Whoever reads is answered within the patience of the replica, twice its longest election time-out, whatever happens to the group;
 //!   whoever writes, within [`WRITE_PATIENCE`].
+//! - Nothing is acknowledged before a majority of the replicas that the group is to have votes in it.
 //! - `Moved`, `Busy`, `ReadOnly` and `NoQuorum` are answers to what was not proposed.
 //! - A read waits for a confirmation that begins after the read has arrived. One that asks for less is served as soon as the state
 //!   here is as fresh as it wants.
@@ -160,6 +161,8 @@ pub(crate) struct Group<D: Disk> {
     news: Rc<News>,
     wake: Rc<dyn Fn()>,
     patience: Duration,
+    /// Voters without which the group is still being formed, and takes no writes.
+    least_voters: usize,
     /// Since when nobody has led, as far as it is known here.
     leaderless_since: Option<Instant>,
     waiting: Vec<Read>,
@@ -191,6 +194,8 @@ pub(crate) struct Common<D: Disk> {
     pub(crate) quiescer: Rc<Quiescer<D>>,
     pub(crate) news: Rc<News>,
     pub(crate) patience: Duration,
+    /// A majority of the replicas that each group is to have.
+    pub(crate) least_voters: usize,
 }
 
 impl<D: Disk> Group<D> {
@@ -209,6 +214,7 @@ impl<D: Disk> Group<D> {
             news: Rc::clone(&common.news),
             wake: Rc::new(wake),
             patience: common.patience,
+            least_voters: common.least_voters,
             leaderless_since: None,
             waiting: Vec::new(),
             asked: None,
@@ -266,6 +272,10 @@ impl<D: Disk> Group<D> {
         };
         if !replica.leads() {
             return Err(self.not_leading(now, &replica));
+        }
+        if replica.members().voters.len() < self.least_voters {
+            // What its founder alone has would be lost with it.
+            return Err(self.leaderless(now));
         }
         self.leaderless_since = None;
         if self.shards.failure().is_some() || !replica.has_quorum(|node| self.transport.is_alive(node)) {

@@ -131,6 +131,7 @@ async fn open_groups<E: Env>(
         quiescer,
         news: News::new(move || bell.wake()),
         patience: replication.timing.election_max * 2,
+        least_voters: config.peers.nodes.len().div_ceil(2) + 1,
     })
 }
 
