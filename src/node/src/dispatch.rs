@@ -96,7 +96,7 @@ pub(crate) struct Batch<'t> {
     /// Writes in sessions, and what opens and ends sessions, in the order they came in.
     pub(crate) in_sessions: Vec<(Origin, batch::Operation<'t>)>,
     pub(crate) pages: Vec<(Reader, bool, Scan<'t>)>,
-    /// Of a shard with a group, reads that are content with less than the newest.
+    /// Of a shard with a group, reads that are content with less than the newest, or have a deadline.
     pub(crate) lax: Vec<Read>,
 }
 
@@ -728,7 +728,8 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
         deadline: Option<Instant>,
     ) {
         let grouped = matches!(self.dispatch.members[usize::from(shard)], Member::Group(_));
-        if grouped && consistency != Consistency::Linearizable {
+        // What waits for a group has to know how long it may.
+        if grouped && (consistency != Consistency::Linearizable || deadline.is_some()) {
             let key = self.incoming[place as usize].frame.payload.slice_ref(key);
             return self.batch(shard).lax.push(Read {
                 origin,

@@ -141,12 +141,19 @@ impl<D: Disk> Turn<'_, '_, D> {
                 });
             }
         }
+        let (mut ready, mut oldest_ms) = (Vec::new(), 0);
         for read in batch.lax.drain(..) {
             match group.read_now(now, read) {
-                Readiness::Now(read, age_ms) => self.serve(shard, group, vec![read], Freshness::AsAsked(age_ms)),
+                Readiness::Now(read, age_ms) => {
+                    ready.push(read);
+                    oldest_ms = age_ms.max(oldest_ms);
+                }
                 Readiness::Never(origin, refused) => self.refuse(shard, origin, refused),
                 Readiness::Later => {}
             }
+        }
+        if !ready.is_empty() {
+            self.serve(shard, group, ready, Freshness::AsAsked(oldest_ms));
         }
         group.confirm(now);
         self.settle(shard, group);
@@ -367,6 +374,7 @@ impl<D: Disk> Turn<'_, '_, D> {
                 return self.replies.reply(self.streams, origin, &meta, &options, &[]);
             }
             Refused::Busy => return self.busy(origin),
+            Refused::TooStale => return self.too_stale(shard, origin, None),
             Refused::NoQuorum => (Status::NoQuorum, "no majority of the shard's replicas answers"),
             Refused::ReadOnly => (
                 Status::ReadOnly,

@@ -128,6 +128,8 @@ pub(crate) enum Refused {
     NoQuorum,
     Busy,
     ReadOnly,
+    /// No state as late as was asked for will come here.
+    TooStale,
 }
 
 /// Whether a read may be served.
@@ -273,7 +275,7 @@ impl<D: Disk> Group<D> {
         if !replica.leads() {
             return Err(self.not_leading(now, &replica));
         }
-        if replica.members().voters.len() < self.least_voters {
+        if replica.voters() < self.least_voters {
             // What its founder alone has would be lost with it.
             return Err(self.leaderless(now));
         }
@@ -321,9 +323,13 @@ impl<D: Disk> Group<D> {
         }
         let applied = replica.machine().applied().map_or(0, |applied| applied.index);
         match read.consistency {
-            Consistency::Session { epoch, index, .. } => {
-                if (epoch, index) <= (self.epoch, applied) {
+            Consistency::Session { shard, epoch, index } => {
+                // A token of another shard asks nothing of this one.
+                if shard != self.shard || (epoch, index) <= (self.epoch, applied) {
                     return Readiness::Now(read, 0);
+                }
+                if epoch > self.epoch {
+                    return Readiness::Never(read.origin, Refused::TooStale);
                 }
                 self.wait_for(&replica, now, index, read);
             }
@@ -339,6 +345,7 @@ impl<D: Disk> Group<D> {
                 }
                 self.waiting.push(read);
             }
+            Consistency::Linearizable if replica.alone().is_some() => return Readiness::Now(read, 0),
             Consistency::Linearizable => self.waiting.push(read),
         }
         Readiness::Later
@@ -384,6 +391,7 @@ impl<D: Disk> Group<D> {
         let (at, reads) = self.asked.take()?;
         Some(match result {
             Ok(log_id) => {
+                self.leaderless_since = None;
                 self.fresh = Some((at, log_id.index));
                 Outcome::Fresh(at, reads)
             }

@@ -386,7 +386,7 @@ impl<D: Disk, T: Transport> Replica<D, T> {
     pub fn alone(&self) -> Option<LogId> {
         let metrics = self.0.metrics.borrow_watched();
         // A change under way counts with both of its sides.
-        let one = |members: &StoredMembership| members.voter_ids().count() == 1;
+        let one = |members: &StoredMembership| matches!(&members.get_joint_config()[..], [voters] if voters.len() == 1);
         let alone = metrics.state == ServerState::Leader
             && one(&metrics.membership_config)
             && one(&metrics.committed_membership_config);
@@ -435,6 +435,13 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         }
     }
 
+    /// How many replicas vote; of the smaller side of a change under way.
+    pub fn voters(&self) -> usize {
+        let metrics = self.0.metrics.borrow_watched();
+        let sides = metrics.membership_config.get_joint_config().iter();
+        sides.map(BTreeSet::len).min().unwrap_or(0)
+    }
+
     /// Whether a majority of those who vote live on nodes for which `is_alive` holds.
     pub fn has_quorum(&self, is_alive: impl Fn(u64) -> bool) -> bool {
         let metrics = self.0.metrics.borrow_watched();
@@ -458,7 +465,7 @@ impl<D: Disk, T: Transport> Replica<D, T> {
     pub fn is_confirmed(&self) -> bool {
         let metrics = self.0.raft.metrics();
         let metrics = metrics.borrow_watched();
-        if metrics.membership_config.voter_ids().count() == 1 {
+        if matches!(&metrics.membership_config.get_joint_config()[..], [voters] if voters.len() == 1) {
             return true;
         }
         // The lease is the longest election time-out, and the proposal takes a moment to arrive.

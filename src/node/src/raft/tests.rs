@@ -129,6 +129,21 @@ async fn propose(
     answers.into_values().collect()
 }
 
+/// Proposes a write for each token, in a turn of its own, while nothing else happens.
+fn propose_one_by_one(
+    bench: &Bench,
+    proposer: &mut Proposer<usize>,
+    replica: &Alone,
+    tokens: impl Iterator<Item = usize>,
+    wake: &Rc<dyn Fn()>,
+) {
+    let now = super::runtime::Ambient::now(bench);
+    for token in tokens {
+        let operation = put(b"a", b"1", 0).into();
+        proposer.propose(replica, now, 1_000, &mut vec![Write { token, operation }], wake);
+    }
+}
+
 fn applied(answer: Answer) -> (u64, Version) {
     match answer {
         Answer::Applied {
@@ -173,15 +188,8 @@ fn what_comes_while_entries_are_on_their_way_gathers_in_one() {
         leads(&replica).await;
         let mut proposer = Proposer::new(Duration::from_secs(1));
         let wake: Rc<dyn Fn()> = Rc::new(|| ());
-        let now = super::runtime::Ambient::now(&bench);
         let turns = PIPELINE + 10;
-        for token in 0..turns {
-            let mut writes = vec![Write {
-                token,
-                operation: put(b"a", b"1", 0).into(),
-            }];
-            proposer.propose(&replica, now, 1_000, &mut writes, &wake);
-        }
+        propose_one_by_one(&bench, &mut proposer, &replica, 0..turns, &wake);
         let mut indexes = BTreeMap::new();
         while indexes.len() < turns {
             Runtime::sleep(Duration::from_millis(1)).await;
@@ -210,13 +218,7 @@ fn what_gathers_when_leadership_is_lost_was_not_proposed() {
         let wake: Rc<dyn Fn()> = Rc::new(|| ());
         let now = super::runtime::Ambient::now(&bench);
         journal.stop();
-        for token in 0..=PIPELINE {
-            let mut writes = vec![Write {
-                token,
-                operation: put(b"a", b"1", 0).into(),
-            }];
-            proposer.propose(&replica, now, 1_000, &mut writes, &wake);
-        }
+        propose_one_by_one(&bench, &mut proposer, &replica, 0..=PIPELINE, &wake);
         let later = now + Duration::from_secs(2);
         let mut answers = BTreeMap::new();
         proposer.drain(&replica, later, 1_000, &wake, |token, answer| {
