@@ -14,6 +14,7 @@ pub mod repair;
 mod running;
 pub mod serve;
 pub mod snapshot;
+pub mod stats;
 pub mod status;
 
 use std::process::ExitCode;
@@ -57,6 +58,8 @@ pub enum Command {
     Certs(certs::Args),
     /// Show the cluster, its nodes and its shards.
     Status(status::Args),
+    /// Show the counters of the nodes.
+    Stats(stats::Args),
     /// Look at the snapshots in a data directory, and check them.
     Snapshot(snapshot::Args),
     /// Give up what a node's disk has damaged, so that it is sent it by the other nodes.
@@ -92,6 +95,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args, &globals),
         Command::Certs(args) => certs::run(&args, &globals),
         Command::Status(args) => status::run(&args, &globals),
+        Command::Stats(args) => stats::run(&args, &globals),
         Command::Snapshot(args) => snapshot::run(&args, &globals),
         Command::Repair(args) => repair::run(&args, &globals),
         Command::Kv(args) => kv::run(&args, &globals),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::node::{Node, Run, numbered, read_some, wait_until};
+use crate::node::{Node, Run, generation, numbered, read_some, wait_until};
 
 const EVERY_BYTE: [u8; 256] = {
     let mut bytes = [0; 256];
@@ -331,4 +331,33 @@ fn a_node_that_does_not_answer_is_unavailable_and_nothing_was_sent() {
     assert_eq!(run.error()["state"], "not_sent");
     node.signal(rustix::process::Signal::CONT);
     assert_eq!(node.kv(&["get", "k"]).text(), "v");
+}
+
+#[test]
+fn stats_count_what_was_asked() {
+    let node = Node::start(&[]);
+    let stats = |arguments: &[&str]| {
+        let output = generation(node.directory())
+            .arg("stats")
+            .args(arguments)
+            .arg("--config")
+            .arg(node.config())
+            .output();
+        Run::new(output.unwrap())
+    };
+    let writes = || {
+        let run = stats(&["--json"]);
+        assert_eq!(run.code, 0, "{run:?}");
+        let line = run.json();
+        assert_eq!(line["node"], 1, "{line}");
+        line["stats"]["node.writes"].as_str().unwrap().parse::<u64>().unwrap()
+    };
+    let before = writes();
+    assert_eq!(node.kv(&["put", "counted", "once"]).code, 0);
+    assert_eq!(writes(), before + 1);
+    let run = stats(&["--node", "1"]);
+    let line = format!("node.1.node.writes {}", before + 1);
+    assert!(run.text().lines().any(|have| have == line), "{run:?}");
+    let run = stats(&["--node", "9"]);
+    assert_eq!(run.code, 1, "there is no such node: {run:?}");
 }
