@@ -68,7 +68,8 @@ pub trait Env: Clone + 'static {
     /// The core's own directory.
     fn disk(&self) -> Self::Disk;
 
-    /// Runs `task` on this core until it ends. It is not cancelled by the caller's going away.
+    /// Runs `task` on this core until it ends. It is not cancelled by the caller's going away, and not polled within this call: the
+    /// caller may hold what the task will want.
     fn spawn(&self, task: impl Future<Output = ()> + 'static);
 
     /// Completes at `deadline` or a little later, never before.

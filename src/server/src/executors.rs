@@ -166,7 +166,7 @@ impl<T: Send + 'static> Executors<T> {
                             return None;
                         }
                     };
-                    let running = match open(env).await {
+                    let running = match env.drive(open(env.clone())).await {
                         Ok(running) => running,
                         Err(error) => {
                             let _ = ready_tell.send((core, Err(StartFailure::Open { core, error })));
@@ -175,7 +175,7 @@ impl<T: Send + 'static> Executors<T> {
                     };
                     let _ = ready_tell.send((core, Ok(())));
                     drop(ready_tell);
-                    Some(running.await)
+                    Some(env.drive(running).await)
                 });
             match handle {
                 Ok(handle) => executors.handles.push(handle),

@@ -1,10 +1,16 @@
 //! The environment of a core on real sockets and executors: steering, waiting, stopping.
 
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use generation_node::env::disk::{BLOCK_BYTES, Disk as _, File as _, Open};
 use generation_node::env::{Env, Transmit};
 use generation_server::env::GlommioEnv;
 use generation_server::executors::Executors;
@@ -230,6 +236,115 @@ fn a_request_to_stop_wakes_every_core() {
         executors.join().unwrap();
         assert!(start.elapsed() < HANG / 2);
     }
+}
+
+/// Runs a future on a core with a directory of its own, and gives back what it returns.
+fn on_a_core<T, F>(work: impl Fn(GlommioEnv) -> F + Clone + Send + 'static) -> T
+where
+    T: Send + 'static,
+    F: Future<Output = T> + 'static,
+{
+    // Not in /tmp, which may be a file system that does not know O_DIRECT.
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let executors = Executors::start(open(1), None, directory.path(), work, |_| ()).unwrap();
+    executors.join().unwrap().remove(0)
+}
+
+#[test]
+fn files_are_written_in_blocks_read_anywhere_and_renamed() {
+    on_a_core(async |env: GlommioEnv| {
+        let disk = env.disk();
+        disk.create_directory("a/b").await.unwrap();
+        let file = disk.open("a/b/file", Open::CreateNew).await.unwrap();
+        let again = disk.open("a/b/file", Open::CreateNew).await.unwrap_err();
+        assert_eq!(again.kind(), ErrorKind::AlreadyExists);
+        file.allocate(64 << 10).await.unwrap();
+        assert_eq!(file.len().await.unwrap(), 64 << 10);
+        let bytes: Vec<u8> = (0..3 * BLOCK_BYTES).map(|place| (place % 251) as u8).collect();
+        file.write_at(BLOCK_BYTES as u64, &bytes).await.unwrap();
+        file.sync_data().await.unwrap();
+        for (offset, len) in [(0, 10), (4_090, 20), (5_000, 9_000), (4_096, 12_288), (16_380, 8)] {
+            let read = file.read_at(offset, len).await.unwrap();
+            let expected = (offset as usize..offset as usize + len).map(|place| {
+                place
+                    .checked_sub(BLOCK_BYTES)
+                    .and_then(|place| bytes.get(place))
+                    .map_or(0, |byte| *byte)
+            });
+            assert_eq!(read, expected.collect::<Vec<u8>>(), "{len} bytes at {offset}");
+        }
+        assert_eq!(file.read_at((64 << 10) - 3, 10).await.unwrap(), [0; 3]);
+        assert!(file.read_at(1 << 20, 10).await.unwrap().is_empty());
+        let half = file.write_at(0, &bytes[..100]).await.unwrap_err();
+        assert_eq!(half.kind(), ErrorKind::InvalidInput);
+        file.close().await.unwrap();
+        disk.rename("a/b/file", "a/b/other").await.unwrap();
+        disk.sync_directory("a/b").await.unwrap();
+        assert_eq!(disk.list("a/b").await.unwrap(), ["other"]);
+        let gone = disk.open("a/b/file", Open::Read).await.unwrap_err();
+        assert_eq!(gone.kind(), ErrorKind::NotFound);
+        let outside = disk.open("../file", Open::Read).await.unwrap_err();
+        assert_eq!(outside.kind(), ErrorKind::InvalidInput);
+        disk.remove("a/b/other").await.unwrap();
+        assert!(disk.list("a/b").await.unwrap().is_empty());
+    });
+}
+
+#[test]
+fn operations_that_nobody_waits_for_do_no_harm() {
+    on_a_core(async |env: GlommioEnv| {
+        let disk = env.disk();
+        let file = disk.open("file", Open::CreateNew).await.unwrap();
+        let bytes = vec![7; 16 * BLOCK_BYTES];
+        for round in 0..300_u64 {
+            // More than the ring holds, each polled once and dropped.
+            let mut write = Box::pin(file.write_at((round % 16) * BLOCK_BYTES as u64, &bytes));
+            poll_fn(|context| {
+                let _ = write.as_mut().poll(context);
+                Poll::Ready(())
+            })
+            .await;
+        }
+        file.sync_data().await.unwrap();
+        // What was given up may or may not be there; what is written now is.
+        file.write_at(0, &bytes).await.unwrap();
+        assert_eq!(file.read_at(0, bytes.len()).await.unwrap(), bytes);
+    });
+}
+
+#[test]
+fn tasks_and_timers_go_on_while_a_core_is_parked() {
+    on_a_core(async |env: GlommioEnv| {
+        let begin = Instant::now();
+        let count = Rc::new(Cell::new(0));
+        for number in 0..10_u64 {
+            let (env, count) = (env.clone(), Rc::clone(&count));
+            env.clone().spawn(async move {
+                env.sleep_until(begin + Duration::from_millis(5 * number)).await;
+                count.set(count.get() + 1);
+                if number == 9 {
+                    env.wake();
+                }
+            });
+        }
+        while count.get() < 10 {
+            // Ended by the last task's wake; without it, and without a deadline, this would be for ever.
+            env.park(None).await;
+        }
+        assert!(begin.elapsed() >= Duration::from_millis(45));
+        // A task that was spawned is not run within the call.
+        let cell = Rc::new(RefCell::new(0));
+        let held = cell.borrow_mut();
+        let (task_env, task_cell) = (env.clone(), Rc::clone(&cell));
+        env.spawn(async move {
+            *task_cell.borrow_mut() = 1;
+            task_env.wake();
+        });
+        drop(held);
+        while *cell.borrow() == 0 {
+            env.park(None).await;
+        }
+    });
 }
 
 #[test]

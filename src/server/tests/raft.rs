@@ -1,5 +1,6 @@
 //! openraft's conformance suites over the real executor and the real disk.
 
+use std::cell::RefCell;
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -7,11 +8,12 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use generation_node::ShardConfig;
+use generation_node::env::Env as _;
 use generation_node::raft::journal::{Identity, Journal, JournalConfig, LogStore};
 use generation_node::raft::machine::{MachineConfig, StateMachine};
 use generation_node::raft::runtime::{Driver, Runtime, ambient, current, with_driver, within};
 use generation_node::raft::types::Types;
-use generation_server::env::{CoreParts, GlommioDisk, GlommioEnv, MESH_CAPACITY, Shared, mesh};
+use generation_server::env::{CoreParts, GlommioEnv, MESH_CAPACITY, RingDisk, Shared, mesh};
 use generation_server::executors::IO_MEMORY_BYTES;
 use generation_server::net::port;
 use glommio::{LocalExecutorBuilder, Placement};
@@ -19,6 +21,11 @@ use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite as StoreSuite};
 use openraft_rt::testing::Suite as RuntimeSuite;
 use tempfile::TempDir;
+
+thread_local! {
+    /// The disk of the core that runs on this thread.
+    static DISK: RefCell<Option<RingDisk>> = const { RefCell::new(None) };
+}
 
 /// Runs each future on an executor of its own, with a core's environment.
 struct Executor {
@@ -40,7 +47,10 @@ impl Driver for Executor {
                 shared: Shared::new(1).unwrap(),
                 directory: self.directory.clone(),
             });
-            within(ambient(env.unwrap()), future).await;
+            let env = env.unwrap();
+            DISK.set(Some(env.disk()));
+            env.drive(within(ambient(env.clone()), future)).await;
+            DISK.take();
         });
     }
 }
@@ -60,14 +70,14 @@ fn the_runtime_suite_passes() {
 
 /// Makes a store in a directory of its own for each test of the suite.
 struct Stores {
-    directory: PathBuf,
     count: AtomicU32,
 }
 
-impl StoreBuilder<Types, LogStore<GlommioDisk>, StateMachine<GlommioDisk>> for Stores {
-    async fn build(&self) -> Result<((), LogStore<GlommioDisk>, StateMachine<GlommioDisk>), StorageError<Types>> {
+impl StoreBuilder<Types, LogStore<RingDisk>, StateMachine<RingDisk>> for Stores {
+    async fn build(&self) -> Result<((), LogStore<RingDisk>, StateMachine<RingDisk>), StorageError<Types>> {
         let number = self.count.fetch_add(1, Ordering::Relaxed);
-        let disk = GlommioDisk::new(self.directory.join(number.to_string())).unwrap();
+        let disk = DISK.with_borrow(|disk| disk.as_ref().expect("it runs on a core").inner(&number.to_string()));
+        let disk = disk.unwrap();
         let config = JournalConfig {
             identity: Identity {
                 cluster: 7,
@@ -97,9 +107,8 @@ impl StoreBuilder<Types, LogStore<GlommioDisk>, StateMachine<GlommioDisk>> for S
 
 #[test]
 fn the_store_suite_passes_on_the_real_disk() {
-    let (scratch, driver) = driver();
+    let (_scratch, driver) = driver();
     let stores = Stores {
-        directory: scratch.path().to_owned(),
         count: AtomicU32::new(0),
     };
     with_driver(driver, || {

@@ -1,33 +1,54 @@
-//! A core's directory over io_uring: files are opened with `O_DIRECT`, so what was written never sits in a page cache that a failed
-//! sync could lose behind our back.
+//! A core's directory over its [`Ring`]: files are opened with `O_DIRECT` where the file system knows it, so what was written never
+//! sits in a page cache that a failed sync could lose behind our back.
 //!
-//! Listing a directory and asking for free space block for microseconds; both happen at the start, or seldom.
+//! Listing a directory, making one, its length and asking for free space block for microseconds; all happen at the start, or seldom.
 
+use std::ffi::CString;
 use std::fs;
 use std::io::{self, ErrorKind};
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 use generation_node::env::disk::{BLOCK_BYTES, Disk, File, Open};
-use glommio::io::{Directory, DmaFile, OpenOptions};
-use rustix::fs::statvfs;
+use rustix::fs::{OFlags, fcntl_setfl, fstat, statvfs};
 
-/// Longest read in one piece, in bytes: buffers are aligned memory of glommio's.
+use super::ring::Ring;
+
+/// Longest read or write in one piece, in bytes.
 const PIECE_BYTES: usize = 4 << 20;
 
 /// A directory of the core's own.
-#[derive(Debug, Clone)]
-pub struct GlommioDisk {
+#[derive(Clone)]
+pub struct RingDisk {
+    ring: Ring,
     root: Rc<Path>,
 }
 
-impl GlommioDisk {
+impl std::fmt::Debug for RingDisk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RingDisk")
+            .field("root", &self.root)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RingDisk {
     /// Of this directory, which is made if it does not exist.
-    pub fn new(root: PathBuf) -> io::Result<Self> {
+    pub(super) fn new(ring: Ring, root: PathBuf) -> io::Result<Self> {
         fs::create_dir_all(&root)?;
-        // The ring opens paths relative to a descriptor, and there is none.
+        // Whatever becomes of the process's own directory.
         let root = std::path::absolute(root)?;
-        Ok(Self { root: root.into() })
+        Ok(Self {
+            ring,
+            root: root.into(),
+        })
+    }
+
+    /// A directory in this one, as another disk over the same ring.
+    pub fn inner(&self, directory: &str) -> io::Result<Self> {
+        Self::new(self.ring.clone(), self.path(directory)?)
     }
 
     fn path(&self, path: &str) -> io::Result<PathBuf> {
@@ -47,14 +68,21 @@ impl GlommioDisk {
     }
 }
 
-async fn sync(directory: &Path) -> io::Result<()> {
-    let directory = Directory::open(directory).await?;
-    directory.sync().await?;
-    Ok(directory.close().await?)
+/// A path as the kernel takes it.
+fn c_string(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from)
 }
 
-impl Disk for GlommioDisk {
-    type File = GlommioFile;
+impl RingDisk {
+    async fn sync(&self, directory: &Path) -> io::Result<()> {
+        let opened = self.ring.open(c_string(directory)?, libc::O_RDONLY | libc::O_DIRECTORY);
+        let directory = Rc::new(opened.await?);
+        self.ring.sync(&directory, false).await
+    }
+}
+
+impl Disk for RingDisk {
+    type File = RingFile;
 
     async fn list(&self, directory: &str) -> io::Result<Vec<String>> {
         let entries = match fs::read_dir(self.directory(directory)?) {
@@ -71,42 +99,41 @@ impl Disk for GlommioDisk {
         fs::create_dir_all(&path)?;
         let mut made = path.as_path();
         while let Some(parent) = made.parent().filter(|_| made != &*self.root) {
-            sync(parent).await?;
+            self.sync(parent).await?;
             made = parent;
         }
         match self.root.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => sync(parent).await,
+            Some(parent) if !parent.as_os_str().is_empty() => self.sync(parent).await,
             _ => Ok(()),
         }
     }
 
-    async fn open(&self, path: &str, how: Open) -> io::Result<GlommioFile> {
-        let path = self.path(path)?;
-        let mut options = OpenOptions::new();
-        options.read(true);
-        match how {
-            Open::Read => {}
-            Open::Write => {
-                options.write(true);
-            }
-            Open::CreateNew => {
-                options.write(true).create_new(true);
-            }
-        }
-        let file = options.dma_open(path).await?;
-        Ok(GlommioFile { file })
+    async fn open(&self, path: &str, how: Open) -> io::Result<RingFile> {
+        let flags = match how {
+            Open::Read => libc::O_RDONLY,
+            Open::Write => libc::O_RDWR,
+            Open::CreateNew => libc::O_RDWR | libc::O_CREAT | libc::O_EXCL,
+        };
+        let file = self.ring.open(c_string(&self.path(path)?)?, flags).await?;
+        // A file system in memory has no way past the cache, and says so.
+        let _ = fcntl_setfl(&file, OFlags::DIRECT);
+        Ok(RingFile {
+            ring: self.ring.clone(),
+            file: Rc::new(file),
+        })
     }
 
     async fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        Ok(glommio::io::rename(self.path(from)?, self.path(to)?).await?)
+        let (from, to) = (c_string(&self.path(from)?)?, c_string(&self.path(to)?)?);
+        self.ring.rename(from, to).await
     }
 
     async fn remove(&self, path: &str) -> io::Result<()> {
-        Ok(glommio::io::remove(self.path(path)?).await?)
+        self.ring.remove(c_string(&self.path(path)?)?).await
     }
 
     async fn sync_directory(&self, directory: &str) -> io::Result<()> {
-        sync(&self.directory(directory)?).await
+        self.sync(&self.directory(directory)?).await
     }
 
     fn available_bytes(&self) -> io::Result<u64> {
@@ -115,43 +142,63 @@ impl Disk for GlommioDisk {
     }
 }
 
-/// A file opened with `O_DIRECT`, where the file system knows it.
-#[derive(Debug)]
-pub struct GlommioFile {
-    file: DmaFile,
+/// A file that is read and written past the page cache, where that can be.
+pub struct RingFile {
+    ring: Ring,
+    file: Rc<OwnedFd>,
 }
 
-impl File for GlommioFile {
+impl std::fmt::Debug for RingFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RingFile")
+            .field("file", &self.file)
+            .finish_non_exhaustive()
+    }
+}
+
+impl File for RingFile {
     async fn len(&self) -> io::Result<u64> {
-        Ok(self.file.file_size().await?)
+        Ok(fstat(&*self.file)?.st_size as u64)
     }
 
     async fn allocate(&self, len: u64) -> io::Result<()> {
-        Ok(self.file.pre_allocate(len, false).await?)
+        self.ring.allocate(&self.file, len).await
     }
 
     async fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         while bytes.len() < len {
-            let piece = (len - bytes.len()).min(PIECE_BYTES);
-            let read = self.file.read_at(offset + bytes.len() as u64, piece).await?;
-            if read.is_empty() {
+            // Whole blocks are read, whatever is wanted of them.
+            let at = offset + bytes.len() as u64;
+            let skipped = (at % BLOCK_BYTES as u64) as usize;
+            let buffer = self.ring.buffer((skipped + len - bytes.len()).min(PIECE_BYTES));
+            let (count, buffer) = self.ring.read(&self.file, buffer, at - skipped as u64).await?;
+            let wanted = count.min(skipped + len - bytes.len());
+            let read = buffer.bytes().get(skipped..wanted).unwrap_or_default();
+            bytes.extend_from_slice(read);
+            let ended = read.is_empty();
+            self.ring.recycle(buffer);
+            if ended {
                 break;
             }
-            bytes.extend_from_slice(&read);
         }
         Ok(bytes)
     }
 
     async fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        if offset % BLOCK_BYTES as u64 != 0 || !bytes.len().is_multiple_of(BLOCK_BYTES) {
+            let message = format!("{} bytes at {offset} are not whole blocks", bytes.len());
+            return Err(io::Error::new(ErrorKind::InvalidInput, message));
+        }
         let mut written = 0;
         while written < bytes.len() {
             let left = &bytes[written..];
-            let mut buffer = self.file.alloc_dma_buffer(left.len());
-            buffer.as_bytes_mut().copy_from_slice(left);
-            let count = self.file.write_at(buffer, offset + written as u64).await?;
+            let piece = &left[..left.len().min(PIECE_BYTES)];
+            let mut buffer = self.ring.buffer(piece.len());
+            buffer.bytes_mut()[..piece.len()].copy_from_slice(piece);
+            let count = self.ring.write(&self.file, buffer, offset + written as u64).await?;
             // What goes on from the middle of a block cannot bypass the page cache.
-            if count == 0 || (count < left.len() && !count.is_multiple_of(BLOCK_BYTES)) {
+            if count == 0 || (count < piece.len() && !count.is_multiple_of(BLOCK_BYTES)) {
                 return Err(ErrorKind::WriteZero.into());
             }
             written += count;
@@ -160,10 +207,11 @@ impl File for GlommioFile {
     }
 
     async fn sync_data(&self) -> io::Result<()> {
-        Ok(self.file.fdatasync().await?)
+        self.ring.sync(&self.file, true).await
     }
 
     async fn close(self) -> io::Result<()> {
-        Ok(self.file.close().await?)
+        // Everything that matters was synced.
+        Ok(())
     }
 }

@@ -1,61 +1,58 @@
 //! [`GlommioEnv`]: one core's world, over glommio and one UDP socket.
 //!
 //! # How a core waits
-//! The data plane polls its socket and its mesh rings at each turn, so glommio is not asked about either while the core is busy.
-//! When there is nothing to do, [`Env::park`] first spins if that pays ([`spin`]), then sleeps, in one of two ways:
-//!
-//! - *Nothing else is under way on this core* (no spawned task, no sleeper): one `ppoll` on the socket and the core's bell, which
-//!   blocks the thread inside the task. Nothing can become runnable that this would hold up, because whatever a task can wait for
-//!   comes through this `Env`, which counts it. It costs two system calls where a round through the reactor's three rings costs ten.
-//! - *Otherwise*: through glommio's reactor, with the same two descriptors behind one epoll descriptor, so that tasks, timers and
-//!   file completions go on.
+//! Everything a task of a core can wait for is looked at by the core itself, between its turns: its socket, its mesh rings, its
+//! timers ([`timers`]), its files' completions ([`ring`]). glommio gives the core its thread and runs its tasks; its own reactor, and
+//! the three rings that has, are never visited. When there is nothing to do and no task can run ([`tasks`]), [`Env::park`] first
+//! spins if that pays ([`spin`]), then blocks the thread in one `ppoll` on the socket, the core's bell and the ring's descriptor, with
+//! the first timer as its time-out. Nothing can become runnable that this would hold up.
 //!
 //! # A defect of glommio, avoided here
 //! Its `run_task_queues` reports "nothing ran" when the preemption timer fires before the first queue has run, and the executor
-//! then sleeps, although a task is runnable, until anything else completes. So that timer never fires
-//! ([`crate::executors`]); and since it is also what makes a busy executor look at timers and file completions, [`Env::yield_now`]
-//! sends the core through the reactor every [`REACTOR_INTERVAL`] by way of an operation that completes at once. As a second line, a
-//! timer of [`WATCHDOG`] is armed while the reactor sleeps with tasks under way.
+//! then sleeps, although a task is runnable, until anything else completes. So that timer never fires ([`crate::executors`]), and
+//! the executor never sleeps of its own: the core's own task is always runnable, or blocks the thread where it knows that it may.
 
 mod disk;
 mod mesh;
+mod ring;
 mod spin;
+mod tasks;
+mod timers;
 mod wake;
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::pin::pin;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Poll, Waker};
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use generation_node::env::{CoreId, Datagram, Env, Transmit};
 use generation_node::mesh::MeshMessage;
-use glommio::io::PollableFd;
-use glommio::timer::Timer;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
+use glommio::TaskQueueHandle;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-pub use disk::{GlommioDisk, GlommioFile};
+pub use disk::{RingDisk, RingFile};
 pub use mesh::{MeshEnd, mesh};
 pub use wake::Bell;
 
 use crate::net::port::CoreSocket;
+use ring::Ring;
 use spin::Spin;
+use tasks::Runnable;
+use timers::Timers;
 
 /// Messages each ring of the mesh holds. With requests of a few kilobytes a full ring is some megabytes.
 pub const MESH_CAPACITY: usize = 1024;
-/// Longest sleep in the reactor while tasks are under way; see the module's documentation.
-const WATCHDOG: Duration = Duration::from_millis(100);
-/// Longest time a busy core with tasks under way goes without a look at timers and completions.
-const REACTOR_INTERVAL: Duration = Duration::from_micros(500);
-/// How long to wait in the reactor for room in the send buffer, which drains in microseconds.
-const SEND_RETRY: Duration = Duration::from_millis(1);
+/// Rounds the core's tasks get in a row before the core looks at its socket again.
+const ROUNDS: usize = 8;
+/// How soon the kernel is offered again what it did not take.
+const OFFER_AGAIN: Duration = Duration::from_millis(1);
 
 /// What the cores of a node share: the request to stop, and everybody's bell.
 #[derive(Debug)]
@@ -108,62 +105,64 @@ struct Core {
     socket: CoreSocket,
     mesh: MeshEnd<MeshMessage>,
     shared: Arc<Shared>,
-    disk: GlommioDisk,
-    /// Spawned tasks and sleepers that have not ended: as long as there are any, the reactor must run.
+    disk: RingDisk,
+    ring: Ring,
+    timers: Rc<Timers>,
+    runnable: Runnable,
+    /// Spawned tasks that have not ended.
     under_way: Cell<usize>,
     /// Whether the request to stop was reported; before that it ends every park.
     stop_seen: Cell<bool>,
-    /// A task of this core asked for the end of a park, and who is to be told if one is under way.
+    /// A task of this core asked for the end of a park.
     woken: Cell<bool>,
-    parked: RefCell<Option<Waker>>,
     /// Arrivals since the last park.
     arrivals: Cell<usize>,
     spin: RefCell<Spin>,
-    /// When the reactor was last visited.
-    visited: Cell<Instant>,
-    /// A descriptor that is always readable: waiting for that takes one round through the reactor.
-    ready: PollableFd<OwnedFd>,
-    /// Socket and bell behind one descriptor, for the reactor.
-    both: PollableFd<OwnedFd>,
-}
-
-/// How a sleep ended.
-enum Awoke {
-    Arrival,
-    Otherwise,
 }
 
 impl GlommioEnv {
     /// Makes the environment of a core. Must be called on the executor that will use it.
     pub fn new(parts: CoreParts) -> io::Result<Self> {
         let socket = CoreSocket::new(parts.socket)?;
-        let bell = &parts.shared.bells[usize::from(parts.core)];
-        let both = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        for descriptor in [socket.descriptor(), bell.descriptor()] {
-            let data = epoll::EventData::new_u64(0);
-            epoll::add(&both, descriptor, data, epoll::EventFlags::IN)?;
-        }
-        let both = PollableFd::new(both).map_err(io::Error::other)?;
-        let ready = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let ready = PollableFd::new(ready).map_err(io::Error::other)?;
+        let ring = Ring::new()?;
         Ok(Self {
             core: Rc::new(Core {
                 id: parts.core,
                 socket,
                 mesh: parts.mesh,
                 shared: parts.shared,
-                disk: GlommioDisk::new(parts.directory)?,
+                disk: RingDisk::new(ring.clone(), parts.directory)?,
+                ring,
+                timers: Rc::default(),
+                runnable: Runnable::default(),
                 under_way: Cell::new(0),
                 stop_seen: Cell::new(false),
                 woken: Cell::new(false),
-                parked: RefCell::new(None),
                 arrivals: Cell::new(0),
                 spin: RefCell::new(Spin::default()),
-                visited: Cell::new(Instant::now()),
-                ready,
-                both,
             }),
         })
+    }
+
+    /// Runs a future of this core's to its end. Everything that can wait in this environment is run inside this.
+    pub async fn drive<F: Future>(&self, future: F) -> F::Output {
+        let core = &*self.core;
+        let mut output = None;
+        let mut task = core.runnable.track(async { output = Some(future.await) });
+        let mut polled = async || {
+            let mut task = Pin::new(&mut task);
+            poll_fn(|context| Poll::Ready(task.as_mut().poll(context).is_ready())).await
+        };
+        while !polled().await {
+            let behind = core.advance();
+            if core.runnable.any() {
+                pass().await;
+            } else {
+                core.sleep_without_socket(behind);
+            }
+        }
+        drop(task);
+        output.expect("invariant: a task that has ended has its output")
     }
 
     /// Whether the kernel may fragment what is sent, in which case a path's MTU cannot be probed.
@@ -172,7 +171,7 @@ impl GlommioEnv {
     }
 }
 
-/// Counts one task or sleeper for as long as it lives.
+/// Counts one task for as long as it lives.
 struct UnderWay(Rc<Core>);
 
 impl UnderWay {
@@ -189,9 +188,9 @@ impl Drop for UnderWay {
 }
 
 impl Env for GlommioEnv {
-    type Disk = GlommioDisk;
+    type Disk = RingDisk;
 
-    fn disk(&self) -> GlommioDisk {
+    fn disk(&self) -> RingDisk {
         self.core.disk.clone()
     }
 
@@ -220,43 +219,24 @@ impl Env for GlommioEnv {
 
     fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         let under_way = UnderWay::new(&self.core);
-        glommio::spawn_local(async move {
+        let task = self.core.runnable.track(async move {
             task.await;
             drop(under_way);
-        })
-        .detach();
+        });
+        // Into a queue by name: otherwise glommio would poll it within this call.
+        let spawned = glommio::spawn_local_into(task, TaskQueueHandle::default());
+        spawned.expect("invariant: an executor has its default queue").detach();
     }
 
     async fn sleep_until(&self, deadline: Instant) {
-        let _under_way = UnderWay::new(&self.core);
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return;
-            }
-            Timer::new(left).await;
-        }
+        self.core.timers.sleep(deadline).await;
     }
 
     async fn yield_now(&self) {
         let core = &*self.core;
-        if core.under_way.get() == 0 {
-            return;
-        }
-        if core.visited.get().elapsed() >= REACTOR_INTERVAL {
-            // It can only fail with the ring, and then the next wait does too.
-            let _ = core.ready.readable().await;
-            core.visited.set(Instant::now());
-        } else {
-            let mut yielded = false;
-            poll_fn(|context| {
-                if std::mem::replace(&mut yielded, true) {
-                    return Poll::Ready(());
-                }
-                context.waker().wake_by_ref();
-                Poll::Pending
-            })
-            .await;
+        if core.under_way.get() > 0 {
+            core.advance();
+            pass().await;
         }
     }
 
@@ -281,42 +261,46 @@ impl Env for GlommioEnv {
     async fn park(&self, deadline: Option<Instant>) {
         let core = &*self.core;
         let arrivals = core.arrivals.take();
-        if core.woken.take() || core.has_work() {
-            // Work without end must not keep the core's tasks from theirs.
-            self.yield_now().await;
-            return;
-        }
         let before = Instant::now();
-        if deadline.is_some_and(|deadline| deadline <= before) {
-            return;
-        }
-        if core.under_way.get() == 0 && core.spin(before, deadline) {
-            core.spin.borrow_mut().record(before.elapsed(), arrivals);
-            return;
-        }
-        let bell = &core.shared.bells[usize::from(core.id)];
-        bell.before_sleep();
-        if core.has_work() {
-            bell.after_sleep(false);
-            return;
-        }
-        let (awoke, rung) = if core.under_way.get() == 0 {
-            core.sleep_in_poll(deadline)
-        } else {
-            core.sleep_in_reactor(deadline).await
-        };
-        bell.after_sleep(rung);
-        if matches!(awoke, Awoke::Arrival) {
-            core.spin.borrow_mut().record(before.elapsed(), arrivals);
+        for _ in 0..ROUNDS {
+            let behind = core.advance();
+            if core.woken.take() || core.has_work() {
+                // Work without end must not keep the core's tasks from theirs.
+                self.yield_now().await;
+                return;
+            }
+            if core.runnable.any() {
+                pass().await;
+                continue;
+            }
+            let now = Instant::now();
+            if deadline.is_some_and(|deadline| deadline <= now) {
+                return;
+            }
+            if core.under_way.get() == 0 && core.spin(before, deadline) {
+                core.spin.borrow_mut().record(before.elapsed(), arrivals);
+                return;
+            }
+            let bell = &core.shared.bells[usize::from(core.id)];
+            bell.before_sleep();
+            if core.has_work() {
+                bell.after_sleep(false);
+                return;
+            }
+            let offer = behind.then(|| now + OFFER_AGAIN);
+            let until = [deadline, core.timers.first(), offer].into_iter().flatten().min();
+            let (arrived, rung) = core.sleep(until);
+            bell.after_sleep(rung);
+            if arrived {
+                core.spin.borrow_mut().record(before.elapsed(), arrivals);
+                return;
+            }
         }
     }
 
     fn wake(&self) {
-        // Only tasks of this core call this, so no park is under way but in the reactor.
+        // Only tasks of this core call this, and none of them runs while the thread is blocked.
         self.core.woken.set(true);
-        if let Some(waker) = self.core.parked.borrow_mut().take() {
-            waker.wake();
-        }
     }
 
     fn stopping(&self) -> bool {
@@ -332,6 +316,17 @@ impl Core {
     fn arrived(&self, count: usize) -> usize {
         self.arrivals.set(self.arrivals.get() + count);
         count
+    }
+
+    /// Wakes the tasks that what they wait for has come to. `true`: the kernel is to be offered operations again soon.
+    fn advance(&self) -> bool {
+        if let Some(first) = self.timers.first() {
+            let now = Instant::now();
+            if first <= now {
+                self.timers.fire(now);
+            }
+        }
+        self.ring.advance()
     }
 
     /// Whether there is anything to do that needs no look at the socket.
@@ -363,55 +358,48 @@ impl Core {
         false
     }
 
-    /// Blocks the thread until the socket is readable (or writable, if that is waited for), the bell rings or the deadline comes.
-    fn sleep_in_poll(&self, deadline: Option<Instant>) -> (Awoke, bool) {
+    /// Blocks the thread until an operation of the ring completes or the first timer is due.
+    fn sleep_without_socket(&self, behind: bool) {
+        let now = Instant::now();
+        let offer = behind.then(|| now + OFFER_AGAIN);
+        let until = self.timers.first().into_iter().chain(offer).min();
+        let timeout = until.map(|until| timespec(until.saturating_duration_since(now)));
+        // An error (a signal came) is an early return.
+        let _ = poll(&mut [self.ring.poll_fd()], timeout.as_ref());
+    }
+
+    /// Blocks the thread until the socket is readable (or writable, if that is waited for), the bell rings, an operation of the ring
+    /// completes or the deadline comes. Says whether it was one of the first two, and whether it was the bell.
+    fn sleep(&self, deadline: Option<Instant>) -> (bool, bool) {
         let bell = &self.shared.bells[usize::from(self.id)];
         let mut interest = PollFlags::IN;
         if self.socket.send_blocked() {
             interest |= PollFlags::OUT;
         }
         let timeout = deadline.map(|deadline| timespec(deadline.saturating_duration_since(Instant::now())));
-        let socket = self.socket.descriptor();
-        let bell = bell.descriptor();
         let mut descriptors = [
-            PollFd::from_borrowed_fd(socket, interest),
-            PollFd::from_borrowed_fd(bell, PollFlags::IN),
+            PollFd::from_borrowed_fd(self.socket.descriptor(), interest),
+            PollFd::from_borrowed_fd(bell.descriptor(), PollFlags::IN),
+            self.ring.poll_fd(),
         ];
         // An error (a signal came) is an early return.
-        let ready = poll(&mut descriptors, timeout.as_ref()).unwrap_or(0);
-        let rung = !descriptors[1].revents().is_empty();
-        (if ready > 0 { Awoke::Arrival } else { Awoke::Otherwise }, rung)
+        let _ = poll(&mut descriptors, timeout.as_ref());
+        let ready = |index: usize| !descriptors[index].revents().is_empty();
+        (ready(0) || ready(1), ready(1))
     }
+}
 
-    /// Waits for the same in glommio's reactor, so that this core's tasks go on meanwhile.
-    async fn sleep_in_reactor(&self, deadline: Option<Instant>) -> (Awoke, bool) {
-        let mut limit = WATCHDOG;
-        if self.socket.send_blocked() {
-            limit = SEND_RETRY;
+/// Lets the other tasks of the core that can run do so once.
+async fn pass() {
+    let mut passed = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut passed, true) {
+            return Poll::Ready(());
         }
-        if let Some(deadline) = deadline {
-            limit = limit.min(deadline.saturating_duration_since(Instant::now()));
-        }
-        let mut timer = pin!(Timer::new(limit));
-        let mut readable = pin!(self.both.readable());
-        let awoke = poll_fn(|context| {
-            if self.woken.take() {
-                return Poll::Ready(Awoke::Otherwise);
-            }
-            *self.parked.borrow_mut() = Some(context.waker().clone());
-            // A failed poll is an early return too: the turn that follows looks at the socket itself.
-            if readable.as_mut().poll(context).is_ready() {
-                return Poll::Ready(Awoke::Arrival);
-            }
-            timer.as_mut().poll(context).map(|_| Awoke::Otherwise)
-        })
-        .await;
-        *self.parked.borrow_mut() = None;
-        self.visited.set(Instant::now());
-        // Which of the two it was costs a system call to know; reading a bell nobody rang costs the same.
-        let rung = matches!(awoke, Awoke::Arrival);
-        (awoke, rung)
-    }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 fn timespec(duration: Duration) -> Timespec {
