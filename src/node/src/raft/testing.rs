@@ -32,6 +32,7 @@ impl Flag {
 
 struct World {
     now: Instant,
+    start: Instant,
     dice: u64,
     spawned: Vec<Task>,
     sequence: u64,
@@ -55,8 +56,10 @@ pub(crate) struct Bench(Rc<RefCell<World>>);
 
 impl Bench {
     pub(crate) fn new() -> Self {
+        let start = clock::start();
         Self(Rc::new(RefCell::new(World {
-            now: clock::start(),
+            now: start,
+            start,
             dice: 1,
             spawned: Vec::new(),
             sequence: 0,
@@ -82,6 +85,10 @@ impl Bench {
 impl Ambient for Bench {
     fn now(&self) -> Instant {
         self.0.borrow().now
+    }
+
+    fn origin(&self) -> Instant {
+        self.0.borrow().start
     }
 
     fn fill_random(&self, bytes: &mut [u8]) {

@@ -15,6 +15,9 @@ pub trait Ambient {
     /// As [`Env::now`].
     fn now(&self) -> Instant;
 
+    /// A moment of this core's past that does not change.
+    fn origin(&self) -> Instant;
+
     /// As [`Env::fill_random`].
     fn fill_random(&self, bytes: &mut [u8]);
 
@@ -25,30 +28,38 @@ pub trait Ambient {
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Future<Output = ()>>>;
 }
 
-struct Of<E>(E);
+struct Of<E> {
+    env: E,
+    origin: Instant,
+}
 
 impl<E: Env + Clone> Ambient for Of<E> {
     fn now(&self) -> Instant {
-        self.0.now()
+        self.env.now()
+    }
+
+    fn origin(&self) -> Instant {
+        self.origin
     }
 
     fn fill_random(&self, bytes: &mut [u8]) {
-        self.0.fill_random(bytes);
+        self.env.fill_random(bytes);
     }
 
     fn spawn(&self, task: Pin<Box<dyn Future<Output = ()>>>) {
-        self.0.spawn(task);
+        self.env.spawn(task);
     }
 
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Future<Output = ()>>> {
-        let env = self.0.clone();
+        let env = self.env.clone();
         Box::pin(async move { env.sleep_until(deadline).await })
     }
 }
 
 /// An environment as openraft sees it.
 pub fn ambient<E: Env + Clone>(env: E) -> Rc<dyn Ambient> {
-    Rc::new(Of(env))
+    let origin = env.now();
+    Rc::new(Of { env, origin })
 }
 
 thread_local! {
