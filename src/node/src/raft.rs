@@ -21,7 +21,7 @@ mod testing;
 mod tests;
 pub mod transport;
 pub mod types;
-mod wire;
+pub(crate) mod wire;
 
 pub use generation_engine::snapshot_file;
 pub use snapshot::SnapshotFile;

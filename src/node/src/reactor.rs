@@ -23,6 +23,7 @@ use crate::raft::machine::MachineConfig;
 use crate::raft::runtime::{Ambient, ambient, within};
 use crate::raft::shards::{Shards, ShardsConfig, ShardsError};
 use crate::raft::transport::PeerTransport;
+use crate::raft::wire;
 use crate::replies::Replies;
 use crate::streams::Streams;
 
@@ -146,6 +147,10 @@ impl<E: Env> Handler for Answering<E> {
     fn request(&self, request: Request) {
         let (shard, kind) = (request.shard, request.kind);
         let (payload, answer) = request.into_answer();
+        if kind == wire::kind::CONFIRM {
+            answer.reply(self.shards.confirm(shard, payload));
+            return;
+        }
         self.quiescer.active(shard, self.env.now());
         let shards = self.shards.clone();
         self.shards
@@ -153,8 +158,16 @@ impl<E: Env> Handler for Answering<E> {
     }
 
     fn message(&self, from: PeerId, shard: u16, kind: u8, payload: Bytes) {
-        if kind == quiescer::KIND {
-            self.quiescer.message(from, shard, &payload, self.env.now());
+        match kind {
+            quiescer::KIND => self.quiescer.message(from, shard, &payload, self.env.now()),
+            wire::kind::COMMIT => {
+                let shards = self.shards.clone();
+                self.shards.spawn(async move {
+                    // Whoever told it waits for no answer.
+                    let _ = shards.handle(shard, kind, payload).await;
+                });
+            }
+            _ => {}
         }
     }
 

@@ -249,6 +249,32 @@ fn messages_without_an_answer_arrive_in_order() {
 }
 
 #[test]
+fn what_is_in_no_hurry_goes_along_with_the_next_or_goes_soon() {
+    let mut cluster = Cluster::new(3, 2, 1);
+    cluster.settle();
+    let (peers, echo) = (cluster.peers(0, 0), Rc::clone(&cluster.echoes[1][0]));
+    let arrived = |cluster: &mut Cluster| {
+        let before = cluster.sim.now();
+        let echo = Rc::clone(&echo);
+        let count = echo.log.borrow().messages.len();
+        cluster
+            .sim
+            .until(move |_| (echo.log.borrow().messages.len() > count).then_some(()));
+        cluster.sim.now() - before
+    };
+    // Alone it leaves with a turn that comes anyhow: of the sweep at the latest.
+    peers.send_along(id(1, 0), 9, 1, Bytes::from_static(b"slow")).unwrap();
+    assert!(arrived(&mut cluster) < Duration::from_millis(300));
+    // In company it leaves with that, in the same datagram.
+    let sent = cluster.stats(0, 1).messages_sent;
+    peers.send_along(id(1, 0), 9, 2, Bytes::from_static(b"slow")).unwrap();
+    assert!(cluster.call(0, 1, ECHO, "now").is_ok());
+    assert_eq!(cluster.stats(0, 1).messages_sent - sent, 2);
+    let kinds: Vec<u8> = echo.log.borrow().messages.iter().map(|message| message.2).collect();
+    assert_eq!(kinds, [1, 2]);
+}
+
+#[test]
 fn the_calls_of_one_turn_leave_together() {
     let mut cluster = Cluster::new(4, 2, 1);
     cluster.settle();

@@ -118,6 +118,9 @@ pub(super) struct Exchange {
     readable: VecDeque<(ConnectionKey, usize)>,
     dirty: Vec<ConnectionKey>,
     wanted: Vec<usize>,
+    /// Connections with something that waits for company, and until when.
+    along: Vec<ConnectionKey>,
+    along_until: Option<Instant>,
     /// On core 0.
     detector: Option<Detector>,
     /// What the other cores are to be told.
@@ -196,6 +199,8 @@ impl Exchange {
             readable: VecDeque::new(),
             dirty: Vec::new(),
             wanted: Vec::new(),
+            along: Vec::new(),
+            along_until: None,
             detector,
             told: Vec::new(),
             start: now,
@@ -238,6 +243,7 @@ impl Exchange {
             shard,
             id,
             payload,
+            along: false,
         };
         if let Err(error) = self.submit(link, message, now) {
             self.forget(id);
@@ -252,6 +258,7 @@ impl Exchange {
         shard: u16,
         kind: u8,
         payload: Bytes,
+        along: bool,
         now: Instant,
     ) -> Result<(), PeerError> {
         let link = self.link_of(to)?;
@@ -261,6 +268,7 @@ impl Exchange {
             shard,
             id: 0,
             payload,
+            along,
         };
         self.submit(link, message, now)
     }
@@ -409,6 +417,7 @@ impl Exchange {
             self.links[link].wanted = false;
             self.dial(driver, link);
         }
+        self.send_along();
         let mut dirty = std::mem::take(&mut self.dirty);
         for key in dirty.drain(..) {
             self.write(driver, key);
@@ -424,7 +433,8 @@ impl Exchange {
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
-        self.timer.into_iter().chain(self.calls.next_deadline()).min()
+        let timers = [self.timer, self.along_until, self.calls.next_deadline()];
+        timers.into_iter().flatten().min()
     }
 
     pub(super) fn recycle(&mut self, deliveries: Vec<Delivery>) {

@@ -18,6 +18,8 @@ pub(super) struct Pending {
     pub(super) shard: u16,
     pub(super) id: u64,
     pub(super) payload: Bytes,
+    /// It waits for what is said to that peer next, for a moment.
+    pub(super) along: bool,
 }
 
 #[derive(Debug)]

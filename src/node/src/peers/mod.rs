@@ -302,9 +302,19 @@ impl Peers {
     /// Sends a message without an answer. It may be lost without anybody hearing of it.
     pub fn send(&self, to: PeerId, shard: u16, kind: u8, payload: Bytes) -> Result<(), PeerError> {
         let now = (self.shared.clock)();
-        let sent = self.shared.exchange.borrow_mut().send(to, shard, kind, payload, now);
+        let mut exchange = self.shared.exchange.borrow_mut();
+        let sent = exchange.send(to, shard, kind, payload, false, now);
+        drop(exchange);
         self.wake();
         sent
+    }
+
+    /// As [`Peers::send`], for what is in no hurry: it leaves with what is said to that core next, or in a few milliseconds; where
+    /// nothing else happens on this core, when its reactor next takes a turn.
+    pub fn send_along(&self, to: PeerId, shard: u16, kind: u8, payload: Bytes) -> Result<(), PeerError> {
+        let now = (self.shared.clock)();
+        let mut exchange = self.shared.exchange.borrow_mut();
+        exchange.send(to, shard, kind, payload, true, now)
     }
 
     /// Whether a node was heard of lately, as core 0 of this node sees it. Of an unknown node: no.

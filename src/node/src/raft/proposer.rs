@@ -8,6 +8,9 @@
 //! - What was proposed and not applied yet counts as there when room is made.
 //! - At most [`PIPELINE`] entries are on their way. What comes meanwhile gathers in the next ones, so that entries grow with the load: an
 //!   entry costs the same with one operation or with hundreds. What gathers and does not get to be proposed has not been.
+//! - An entry waits for company where that is likely to come: whoever has just been answered usually asks again, so what gathered
+//!   while the last entry was on its way would leave without them, and entries would only ever be half as large as they could be. It
+//!   waits for half as long as that entry took at most, and not at all if nobody else is expected.
 //! - A leader that no majority has heard of lately asks one first.
 //!
 //! Not here: who asks, what a token means, and whether this replica should be asked at all.
@@ -38,6 +41,9 @@ const ENTRY_BYTES: usize = 512 << 10;
 
 /// Entries of a shard on their way at once.
 pub const PIPELINE: usize = 1;
+
+/// Longest wait for company.
+const COMPANY: Duration = Duration::from_millis(3);
 
 /// Bytes of entries that may gather.
 const GATHERED_BYTES: usize = 32 << 20;
@@ -79,6 +85,7 @@ struct Flight<K> {
     bytes: u64,
     records: u64,
     deadline: Instant,
+    proposed: Instant,
 }
 
 /// An entry that gathers.
@@ -113,6 +120,9 @@ pub struct Proposer<K> {
     records: u64,
     outcomes: Outcomes,
     confirmation: Rc<Cell<Confirmation>>,
+    /// How many writes were under way when an entry was last applied, and until when the next entry waits for about as many.
+    company: usize,
+    company_until: Option<Instant>,
     /// Answers that need no entry.
     answers: Vec<(K, Answer)>,
     victims: Vec<Victim>,
@@ -132,6 +142,8 @@ impl<K> Proposer<K> {
             records: 0,
             outcomes: Outcomes::default(),
             confirmation: Rc::default(),
+            company: 0,
+            company_until: None,
             answers: Vec::new(),
             victims: Vec::new(),
             patience,
@@ -184,7 +196,7 @@ impl<K> Proposer<K> {
             self.bytes += bytes;
             self.records += records;
         }
-        self.send(replica, now_ms, wake);
+        self.send(replica, now, now_ms, wake);
     }
 
     /// Puts an operation into the entry that gathers; its ordinal there.
@@ -234,7 +246,7 @@ impl<K> Proposer<K> {
             self.gathered_bytes += batch.len_bytes();
             self.gathering.push_back(Gathering { batch, flight });
         }
-        self.send(replica, now_ms, wake);
+        self.send(replica, now, now_ms, wake);
     }
 
     /// One bounded step of the sweep over entries and sessions whose time has come, if this replica leads.
@@ -273,7 +285,7 @@ impl<K> Proposer<K> {
             let pushed = self.push(now, &operation);
             pushed.expect("invariant: an expiry fits an entry");
         }
-        self.send(replica, now_ms, wake);
+        self.send(replica, now, now_ms, wake);
     }
 
     /// Gives back every token whose answer is known, and proposes what has gathered.
@@ -296,6 +308,7 @@ impl<K> Proposer<K> {
             let Some(flight) = self.land(number) else { continue };
             match outcome {
                 Outcome::Applied { log_id, replies } => {
+                    self.expect_company(now, &flight);
                     let index = log_id.index;
                     for (token, ordinal) in flight.tokens {
                         let reply = replies.replies.get(ordinal as usize);
@@ -346,14 +359,17 @@ impl<K> Proposer<K> {
             replica.machine().with(|machine| machine.shard_mut().forget_proposals());
         }
         self.led = leads;
-        self.send(replica, now_ms, wake);
+        self.send(replica, now, now_ms, wake);
     }
 
-    /// When something in flight is in doubt, or something that gathers given up, at the latest.
+    /// When something in flight is in doubt, or something that gathers is proposed or given up, at the latest.
     pub fn next_deadline(&self) -> Option<Instant> {
         let flying = self.flights.first_key_value().map(|(_, flight)| flight.deadline);
         let gathering = self.gathering.front().map(|front| front.flight.deadline);
-        flying.into_iter().chain(gathering).min()
+        let company = self
+            .company_until
+            .filter(|_| !self.gathering.is_empty() && self.flights.is_empty());
+        [flying, gathering, company].into_iter().flatten().min()
     }
 
     fn flight(&self, now: Instant) -> Flight<K> {
@@ -362,19 +378,44 @@ impl<K> Proposer<K> {
             bytes: 0,
             records: 0,
             deadline: now + self.patience,
+            proposed: now,
         }
     }
 
+    /// Who was answered by an entry may ask again, and join those who gathered meanwhile.
+    fn expect_company(&mut self, now: Instant, landed: &Flight<K>) {
+        let gathered: usize = self
+            .gathering
+            .iter()
+            .map(|gathering| gathering.flight.tokens.len())
+            .sum();
+        self.company = landed.tokens.len() + gathered;
+        let took = now.saturating_duration_since(landed.proposed);
+        self.company_until = Some(now + COMPANY.min(took / 2));
+    }
+
+    /// Whether what gathers should wait for more.
+    fn waits_for_company(&self, now: Instant) -> bool {
+        let [front] = self.gathering.as_slices().0 else {
+            return false;
+        };
+        // Most of those expected will do.
+        front.flight.tokens.len() * 8 < self.company * 7 && self.company_until.is_some_and(|until| now < until)
+    }
+
     /// Proposes what has gathered, as far as it may.
-    fn send<D: Disk, T: Transport>(&mut self, replica: &Replica<D, T>, now_ms: u64, wake: &Rc<dyn Fn()>) {
+    fn send<D: Disk, T: Transport>(&mut self, replica: &Replica<D, T>, now: Instant, now_ms: u64, wake: &Rc<dyn Fn()>) {
         if self.gathering.is_empty() || self.confirmation.get() == Confirmation::UnderWay {
+            return;
+        }
+        if self.flights.is_empty() && self.waits_for_company(now) {
             return;
         }
         if replica.leads() && !replica.is_confirmed() {
             self.confirmation.set(Confirmation::UnderWay);
             let (confirmation, wake, replica) = (Rc::clone(&self.confirmation), Rc::clone(wake), replica.clone());
             drop(Runtime::spawn(async move {
-                let confirmed = replica.linearize().await.is_ok();
+                let confirmed = replica.renew().await;
                 confirmation.set(if confirmed {
                     Confirmation::None
                 } else {
@@ -385,8 +426,9 @@ impl<K> Proposer<K> {
             return;
         }
         while self.flights.len() < PIPELINE
-            && let Some(Gathering { batch, flight }) = self.take_gathered()
+            && let Some(Gathering { batch, mut flight }) = self.take_gathered()
         {
+            flight.proposed = now;
             let number = self.next;
             self.next += 1;
             self.flights.insert(number, flight);

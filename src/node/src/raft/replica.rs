@@ -9,6 +9,9 @@
 //! - **A proposal has one end.** [`Outcome::NotProposed`] says that nothing was appended anywhere; everything that is neither that nor
 //!   applied is in doubt, however it was lost.
 //! - **A read is confirmed after it was asked for.** One that comes while a confirmation is under way waits for the next.
+//! - What confirms a leader is that a majority has promised nothing to another since the read came: a replica's vote changes here, in
+//!   the journal's memory, before anybody hears of it. So a follower answers at once, without openraft, and so does an idle one. The
+//!   index is the highest that anybody may have been shown: what the leader has applied, or told a follower to be committed.
 //! - A follower asks the leader for the index and waits until it has applied that itself.
 //! - A leader never goes on in its old term after a restart: with a lost tail the same log id would come twice.
 //!
@@ -24,13 +27,15 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
 use openraft::raft::ClientWriteResult;
 use openraft::{Config, Raft, ReadPolicy, ServerState, SnapshotPolicy};
 use openraft_rt::{AsyncRuntime as _, Instant as _, Oneshot as _, OneshotSender as _};
 
-use super::journal::Journal;
+use super::journal::{Journal, LogStore};
 use super::machine::{MachineConfig, StateMachine};
 use super::network::{Network, Transport};
 use super::runtime::{
@@ -225,6 +230,9 @@ struct Inner<D: Disk, T> {
     transport: T,
     metrics: WatchReceiver<openraft::metrics::RaftServerMetrics<Types>>,
     config: ReplicaConfig,
+    log: LogStore<D>,
+    /// The highest index that a follower was told to be committed.
+    told: Rc<Cell<u64>>,
     gate: Gate,
     receiving: RefCell<Receiving<D>>,
 }
@@ -270,9 +278,10 @@ impl<D: Disk, T: Transport> Replica<D, T> {
             error: error.to_string(),
         };
         let raft_config = raft_config(&config).validate().map_err(|error| failed(&error))?;
-        let network = Network::new(transport.clone(), shard as u16, config.id);
+        let told = Rc::new(Cell::new(0));
+        let network = Network::new(transport.clone(), shard as u16, config.id, Rc::clone(&told));
         let log = journal.shard(shard, config.id);
-        let raft = Raft::new(config.id, Arc::new(raft_config), network, log, machine.clone());
+        let raft = Raft::new(config.id, Arc::new(raft_config), network, log.clone(), machine.clone());
         let raft = raft.await.map_err(|error| match machine.damage() {
             Some(damage) => ReplicaError::Snapshots {
                 shard,
@@ -293,6 +302,8 @@ impl<D: Disk, T: Transport> Replica<D, T> {
             machine,
             transport,
             config,
+            log,
+            told,
             gate: Gate::default(),
             receiving: RefCell::new(Receiving::Idle),
         })))
@@ -504,7 +515,11 @@ impl<D: Disk, T: Transport> Replica<D, T> {
                 Ok(request) => wire::reply(raft.pre_vote(request).await.ok().as_ref()),
                 Err(_) => wire::reply(None::<&()>),
             },
-            kind::APPEND => match wire::read(payload) {
+            kind::CONFIRM => match wire::read(payload) {
+                Ok(vote) => wire::reply(Some(&self.follows(vote))),
+                Err(_) => wire::reply(None::<&()>),
+            },
+            kind::APPEND | kind::COMMIT => match wire::read(payload) {
                 Ok(request) => wire::reply(raft.append_entries(request).await.ok().as_ref()),
                 Err(_) => wire::reply(None::<&()>),
             },
@@ -519,6 +534,19 @@ impl<D: Disk, T: Transport> Replica<D, T> {
             kind::READ_INDEX => wire::reply(Some(&self.read_index().await)),
             _ => wire::reply(None::<&()>),
         }
+    }
+
+    /// Answers a leader that asks whether this replica still follows it, at once.
+    pub(super) fn confirm_to(&self, mut payload: Bytes) -> Bytes {
+        match (wire::addressee(&mut payload), wire::read(payload)) {
+            (Ok(to), Ok(vote)) if to == self.0.config.id => wire::reply(Some(&self.follows(vote))),
+            _ => wire::reply(None::<&()>),
+        }
+    }
+
+    /// Whether the last this replica has promised anybody, on its disk or on the way there, is to follow the leader of this vote.
+    fn follows(&self, vote: Vote) -> bool {
+        vote.committed && self.0.log.vote() == Some(vote)
     }
 
     /// Answers a follower that wants to read.
@@ -574,7 +602,67 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         self.0.config.timing.election_max * 2
     }
 
+    /// Asks the others whether they still follow this leader.
     async fn confirm(&self) -> Confirmed {
+        let Some((vote, index)) = self.standing() else {
+            // It has just been elected, or is not any more.
+            return self.confirm_by_heartbeat().await;
+        };
+        let (sides, others) = {
+            let metrics = self.0.metrics.borrow_watched();
+            let membership = &metrics.membership_config;
+            let others = membership.voter_ids().filter(|id| *id != self.0.config.id);
+            let others: Vec<_> = others
+                .filter_map(|id| Some((id, membership.get_node(&id)?.node)))
+                .collect();
+            (membership.get_joint_config().clone(), others)
+        };
+        let deadline = (CoreInstant::now() + self.patience()).get();
+        let (shard, transport) = (self.0.config.machine.shard as u16, &self.0.transport);
+        let asked = others.into_iter().map(async |(id, node)| {
+            let request = wire::request(id, &vote);
+            let answer = transport.call(node, shard, kind::CONFIRM, request, deadline).await;
+            let answer = answer.ok().and_then(|answer| wire::read_reply::<bool>(answer).ok()?);
+            (id, answer)
+        });
+        let mut asked: FuturesUnordered<_> = asked.collect();
+        let mut following = BTreeSet::from([self.0.config.id]);
+        let mut left = false;
+        loop {
+            let majority = |side: &BTreeSet<ReplicaId>| side.intersection(&following).count() * 2 > side.len();
+            if sides.iter().all(majority) {
+                return Ok(LogId::new(vote.leader_id, index));
+            }
+            match asked.next().await {
+                Some((id, Some(true))) => {
+                    following.insert(id);
+                }
+                Some((_, Some(false))) => left = true,
+                Some((_, None)) => {}
+                None if left => return Err(ReadError::NotLeader(None)),
+                None => return Err(ReadError::NoQuorum),
+            }
+        }
+    }
+
+    /// What a leader may say of itself: its vote, and the highest index anybody may have seen the effect of. `None` where it does not
+    /// lead, or has not applied an entry of its own term: it may know less than the leader before it.
+    fn standing(&self) -> Option<(Vote, u64)> {
+        let (state, vote) = {
+            let metrics = self.0.metrics.borrow_watched();
+            (metrics.state, metrics.vote)
+        };
+        let applied = self.0.machine.applied()?;
+        let stands = state == ServerState::Leader && applied.leader_id == vote.leader_id && self.follows(vote);
+        stands.then(|| (vote, applied.index.max(self.0.told.get())))
+    }
+
+    /// Has openraft ask a majority whether this replica still leads, which renews its lease: without one it refuses proposals.
+    pub async fn renew(&self) -> bool {
+        self.alone().is_some() || self.confirm_by_heartbeat().await.is_ok()
+    }
+
+    async fn confirm_by_heartbeat(&self) -> Confirmed {
         let read = self.0.raft.get_read_log_id(ReadPolicy::ReadIndex);
         match Runtime::timeout(self.patience(), read).await {
             Ok(Ok((read, _))) => Ok(*read.log_id()),

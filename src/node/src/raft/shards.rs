@@ -197,6 +197,14 @@ impl<D: Disk, T: Transport> Shards<D, T> {
         }
     }
 
+    /// Answers a leader of another node's that asks whether it still leads a shard.
+    pub fn confirm(&self, shard: u16, payload: Bytes) -> Bytes {
+        match self.replica(shard) {
+            Some(replica) => replica.confirm_to(payload),
+            None => wire::reply(None::<&()>),
+        }
+    }
+
     /// Stops the replicas, then the journal.
     pub async fn stop(&self) {
         for (_, replica) in self.replicas() {

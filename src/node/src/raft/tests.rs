@@ -1,6 +1,6 @@
 //! One replica alone: proposals, room, expiry, snapshots, restarts.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use super::machine::MachineConfig;
 use super::network::{CallError, Transport};
 use super::proposer::{Answer, PIPELINE, Proposer, Write};
 use super::replica::{Beginning, Replica, ReplicaConfig, ReplicaError, Timing};
-use super::runtime::Runtime;
+use super::runtime::{Runtime, yield_now};
 use super::testing::{Bench, MemoryDisk};
 use super::types::Place;
 
@@ -29,6 +29,8 @@ impl Transport for Nobody {
     async fn call(&self, node: u64, _: u16, _: u8, _: Bytes, _: Instant) -> Result<Bytes, CallError> {
         Err(CallError::Unreachable(node))
     }
+
+    fn tell(&self, _: u64, _: u16, _: u8, _: Bytes) {}
 
     fn is_alive(&self, _: u64) -> bool {
         false
@@ -203,6 +205,57 @@ fn what_comes_while_entries_are_on_their_way_gathers_in_one() {
             assert_eq!(index, first + token.min(PIPELINE) as u64);
         }
         assert_eq!(proposer.in_flight(), 0);
+        journal.stop();
+    });
+}
+
+#[test]
+fn an_entry_waits_for_those_just_answered_and_not_for_long() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    bench.run(async {
+        let (journal, replica) = start(&bench, &disk, &[1]).await;
+        leads(&replica).await;
+        let mut proposer = Proposer::new(Duration::from_secs(1));
+        let wake: Rc<dyn Fn()> = Rc::new(|| ());
+        let now = || super::runtime::Ambient::now(&bench);
+        let indexes = RefCell::new(BTreeMap::new());
+        let drain = |proposer: &mut Proposer<usize>| {
+            proposer.drain(&replica, now(), 1_000, &wake, |token, answer| {
+                indexes.borrow_mut().insert(token, applied(answer).0);
+            });
+        };
+        // One leaves at once; three gather meanwhile, and wait for the one that was answered.
+        propose_one_by_one(&bench, &mut proposer, &replica, 0..4, &wake);
+        while indexes.borrow().is_empty() {
+            Runtime::sleep(Duration::from_millis(2)).await;
+            drain(&mut proposer);
+        }
+        let until = proposer.next_deadline().unwrap();
+        assert!(until > now() && until <= now() + Duration::from_millis(3));
+        propose_one_by_one(&bench, &mut proposer, &replica, 4..5, &wake);
+        while indexes.borrow().len() < 5 {
+            Runtime::sleep(Duration::from_millis(2)).await;
+            drain(&mut proposer);
+        }
+        let first = indexes.borrow()[&0];
+        assert!((1..5).all(|token| indexes.borrow()[&token] == first + 1));
+        // Four are expected again, and one comes.
+        propose_one_by_one(&bench, &mut proposer, &replica, 5..6, &wake);
+        let until = proposer.next_deadline().unwrap();
+        Runtime::sleep_until(until.into()).await;
+        drain(&mut proposer);
+        while indexes.borrow().len() < 6 {
+            Runtime::sleep(Duration::from_millis(2)).await;
+            drain(&mut proposer);
+        }
+        assert_eq!(indexes.borrow()[&5], first + 2);
+        // Nobody else is expected now.
+        let before = replica.last_index();
+        propose_one_by_one(&bench, &mut proposer, &replica, 6..7, &wake);
+        while replica.last_index() == before {
+            yield_now().await;
+        }
         journal.stop();
     });
 }

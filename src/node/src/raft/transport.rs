@@ -58,6 +58,13 @@ impl Transport for PeerTransport {
         })
     }
 
+    fn tell(&self, node: u64, shard: u16, kind: u8, payload: Bytes) {
+        if let Some(to) = self.at(node, shard) {
+            // It may be lost.
+            let _ = self.peers.send_along(to, shard, kind, payload);
+        }
+    }
+
     fn is_alive(&self, node: u64) -> bool {
         self.peers.is_alive(node)
     }

@@ -11,6 +11,8 @@
 //!  4 Snapshot      vote, u128 snapshot, u64 offset, chunks as in the file. Without chunks: where to begin?
 //!  5 Transfer      vote of the leader, u64 replica that shall lead, optional last log id
 //!  6 ReadIndex     nothing more
+//!  8 Confirm       vote
+//!  9 Commit        as Append, without entries, and without an answer
 //!
 //! join      0  u64  node that has nothing of the shard, or a replica without a vote. This is not to a replica: it may ask anybody
 //!           8  u64  its replica, 0 if it has none
@@ -26,6 +28,7 @@
 //!  4               u8 0 go on, u64 offset; 1 installed, vote
 //!  5               u8 0 accepted; 1 other vote: vote expected, vote found; 2 not flushed: optional log ids expected and found
 //!  6               u8 0 read at, log id; 1 no leader here: u8 1 if one is known, u64 replica, u64 node; 2 no quorum
+//!  8               u8 1 if the replica follows that leader, else 0
 //!  7 Join          u8 0 nothing of the shard here; 1 this replica does not lead; 2 wait; 3 admitted under an id: u64 replica;
 //!                  4 it votes already; 5 there is no such replica
 //! ```
@@ -55,6 +58,10 @@ pub(crate) mod kind {
     pub(crate) const READ_INDEX: u8 = 6;
     /// A node wants to have a replica, or its replica a vote.
     pub(crate) const JOIN: u8 = 7;
+    /// A leader asks whether the replica still follows it.
+    pub(crate) const CONFIRM: u8 = 8;
+    /// A leader says what is committed.
+    pub(crate) const COMMIT: u8 = 9;
 }
 
 /// Bytes that are no message of this protocol.

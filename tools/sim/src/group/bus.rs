@@ -6,7 +6,7 @@ use std::future::Future;
 use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use generation_node::env::Env;
@@ -18,6 +18,9 @@ use super::node::Replicas;
 use crate::disk::SimDisk;
 use crate::env::{SimEnv, until};
 use crate::network::Host;
+
+/// How long what is told may be on its way.
+const TOLD: Duration = Duration::from_secs(1);
 
 /// A refusal, as replicas spell it: there is no such replica.
 const NO_REPLICA: &[u8] = &[0];
@@ -173,6 +176,14 @@ impl Transport for Bus {
             }
         };
         ask(&self.env, to, deadline, serve).await.ok_or(CallError::Timeout)
+    }
+
+    fn tell(&self, node: u64, shard: u16, kind: u8, payload: Bytes) {
+        let (bus, deadline) = (self.clone(), self.env.now() + TOLD);
+        self.env.spawn(async move {
+            // It may be lost.
+            let _ = bus.call(node, shard, kind, payload, deadline).await;
+        });
     }
 
     fn is_alive(&self, _: u64) -> bool {

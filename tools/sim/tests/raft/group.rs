@@ -100,6 +100,16 @@ impl Transport for Calls {
         Ok(reply)
     }
 
+    fn tell(&self, node: u64, shard: u16, kind: u8, payload: Bytes) {
+        let (calls, env) = (self.clone(), self.envs[self.node].clone());
+        let deadline = env.now() + Duration::from_secs(1);
+        let told = async move {
+            // It may be lost.
+            let _ = calls.call(node, shard, kind, payload, deadline).await;
+        };
+        env.spawn(within(ambient(env.clone()), told));
+    }
+
     fn is_alive(&self, _: u64) -> bool {
         true
     }

@@ -1,6 +1,6 @@
 //! What is queued for the lanes, and handed to the transport.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use generation_proto::close_code;
@@ -12,6 +12,9 @@ use crate::peers::PeerError;
 use crate::peers::calls::Placed;
 use crate::peers::lane::{self, BULK, PROMPT};
 use crate::peers::link::Pending;
+
+/// How long what is in no hurry waits for company.
+const ALONG: Duration = Duration::from_millis(5);
 
 impl Exchange {
     /// Queues a message on a connection, or has it wait for the one being made.
@@ -65,18 +68,25 @@ impl Exchange {
     }
 
     pub(super) fn transfer(&mut self, key: ConnectionKey, message: Pending) {
-        let placed = self.enqueue(
-            key,
-            message.class,
-            message.kind,
-            message.shard,
-            message.id,
-            message.payload,
-        );
-        if message.class == Class::Request
+        let Pending {
+            class,
+            kind,
+            shard,
+            id,
+            payload,
+            along,
+        } = message;
+        let placed = if along {
+            self.along.push(key);
+            self.along_until.get_or_insert(self.now + ALONG);
+            self.append(key, class, kind, shard, id, payload)
+        } else {
+            self.enqueue(key, class, kind, shard, id, payload)
+        };
+        if class == Class::Request
             && let Some(placed) = placed
         {
-            self.calls.place(message.id, placed);
+            self.calls.place(id, placed);
         }
     }
 
@@ -92,8 +102,24 @@ impl Exchange {
         }
     }
 
-    /// Appends a message to a connection's output.
+    /// Appends a message to a connection's output, which is written in this turn or the next.
     pub(super) fn enqueue(
+        &mut self,
+        key: ConnectionKey,
+        class: Class,
+        kind: u8,
+        shard: u16,
+        id: u64,
+        payload: Bytes,
+    ) -> Option<Placed> {
+        let placed = self.append(key, class, kind, shard, id, payload)?;
+        let place = self.place(key)?;
+        self.mark_dirty(place);
+        Some(placed)
+    }
+
+    /// Appends a message to a connection's output.
+    fn append(
         &mut self,
         key: ConnectionKey,
         class: Class,
@@ -124,12 +150,23 @@ impl Exchange {
         {
             detector.spoken(node);
         }
-        self.mark_dirty(place);
         Some(Placed {
             connection: key,
             lane,
             end,
         })
+    }
+
+    /// Has what waits for company written, if it has waited long enough.
+    pub(super) fn send_along(&mut self) {
+        if self.along_until.is_some_and(|until| until <= self.now) {
+            self.along_until = None;
+            for key in std::mem::take(&mut self.along) {
+                if let Some(place) = self.place(key) {
+                    self.mark_dirty(place);
+                }
+            }
+        }
     }
 
     /// Says a ping or a pong.

@@ -37,7 +37,8 @@ impl<D: Disk> LogStore<D> {
         Self { journal, shard }
     }
 
-    fn vote(&self) -> Option<Vote> {
+    /// The last vote, which may not be on the disk yet; nobody is told of it before.
+    pub(crate) fn vote(&self) -> Option<Vote> {
         let state = self.journal.0.state.borrow();
         let vote = state.logs.get(&self.shard)?.vote?;
         let leader_id = LeaderId {
