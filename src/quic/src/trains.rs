@@ -17,8 +17,13 @@ use std::collections::VecDeque;
 use crate::config::MAX_TRAIN_BYTES;
 use crate::driver::Transmit;
 
-/// Datagrams up to this size are put off. A larger one is copied at more than it saves.
-const SMALL_BYTES: usize = 2048;
+/// Datagrams up to this size are put off. Of larger ones a train holds so few that copying them costs more than it saves.
+const SMALL_BYTES: usize = 12 << 10;
+
+const _: () = assert!(
+    MAX_TRAIN_BYTES / SMALL_BYTES >= 5,
+    "what is put off shares a send with several others"
+);
 
 /// Sizes and destinations waiting at a time; then the oldest train leaves.
 const OPEN: usize = 32;
