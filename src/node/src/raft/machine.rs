@@ -31,6 +31,7 @@ use super::runtime::{Ambient, LocalOneshot, OneshotReceiver, OneshotSender, Runt
 use super::snapshot::{self, Image, SnapshotFile};
 use super::types::{Entry, LeaderId, LogId, Payload, Place, ReplicaId, Replies, SnapshotMeta, StoredMembership, Types};
 use crate::env::disk::Disk;
+use crate::points;
 
 /// How long to wait before a snapshot that could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -380,9 +381,12 @@ impl<D: Disk> RaftStateMachine<Types> for StateMachine<D> {
     {
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
+            D::point(points::ENTRY_COMMITTED);
             let replies = self.apply_one(&entry, responder.is_some())?;
+            D::point(points::ENTRY_APPLIED);
             if let Some(responder) = responder {
                 responder.send(replies);
+                D::point(points::ENTRY_ANSWERED);
             }
         }
         Ok(())
@@ -402,6 +406,7 @@ impl<D: Disk> RaftStateMachine<Types> for StateMachine<D> {
                     shared.state.borrow_mut().damage = Some(damage);
                 }
             })?;
+            D::point(points::SNAPSHOT_LOADED);
             let mut state = shared.state.borrow_mut();
             state.machine = loaded.machine;
             state.membership = loaded.meta.last_membership;
@@ -412,6 +417,7 @@ impl<D: Disk> RaftStateMachine<Types> for StateMachine<D> {
                 None => state.applied = None,
             }
         }
+        D::point(points::SNAPSHOT_INSTALLED);
         shared.keep(snapshot).await;
         Ok(())
     }

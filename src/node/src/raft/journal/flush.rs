@@ -14,6 +14,7 @@ use super::log::to_record;
 use super::open::{directory, segment_path};
 use super::{FRAME_BYTES, IN_FLIGHT, Journal, Owned, Queued, Segment, State, Waiting};
 use crate::env::disk::{Disk, File, Open};
+use crate::points;
 use crate::raft::runtime::{Runtime, within, yield_now};
 use crate::raft::types::to_journal;
 
@@ -305,6 +306,7 @@ fn begin_segment<D: Disk>(journal: &Journal<D>, state: &mut State<D>) -> Result<
         let Some(dead) = state.writer.recyclable().next() else {
             return Ok(None);
         };
+        D::point(points::SEGMENT_RECYCLED);
         state.writer.recycled(dead);
         let segment = state.segments.remove(&dead);
         segment.expect("invariant: every segment of the index has its file")
@@ -333,10 +335,16 @@ async fn finish<D: Disk>(journal: Journal<D>, write: Write<D>) {
         sequence,
     } = write;
     let mut result = file.write_at(offset, &bytes).await;
+    D::point(if offset == 0 {
+        points::SEGMENT_OPENED
+    } else {
+        points::FRAME_WRITTEN
+    });
     if result.is_ok() {
         result = file.sync_data().await;
     }
     drop(bytes);
+    D::point(points::FRAME_SYNCED);
     let mut state = journal.0.state.borrow_mut();
     state.in_flight -= 1;
     if state.failure.is_some() {
@@ -362,6 +370,7 @@ async fn finish<D: Disk>(journal: Journal<D>, write: Write<D>) {
     for waiting in done {
         waiting.done();
     }
+    D::point(points::FRAME_ACKNOWLEDGED);
 }
 
 /// Nothing is acknowledged from here on.
@@ -395,6 +404,7 @@ pub(super) async fn grow<D: Disk>(journal: &Journal<D>) -> io::Result<()> {
                 return Err(error);
             }
             file.sync_data().await?;
+            D::point(points::SEGMENT_ALLOCATED);
             disk.sync_directory(directory()).await?;
             Ok(file)
         };
