@@ -91,7 +91,10 @@ impl<D: Disk, T: Transport> Shards<D, T> {
         let shard = machine.shard;
         let known = self.resident().into_iter().find(|(resident, _)| *resident == shard);
         if let Some((_, id)) = known {
-            match self.begin(&placement, &machine, id, Beginning::Resume).await {
+            // A founder that died between making its replica and forming the group has asked everybody, and nobody else can form it.
+            let forms = id == machine.next_replica_id - 1 && placement.founder(shard as u16) == placement.node;
+            let beginning = if forms { Beginning::Form } else { Beginning::Resume };
+            match self.begin(&placement, &machine, id, beginning).await {
                 Ok(()) => {}
                 // The others have what it held: this node joins again, as another replica.
                 Err(ReplicaError::Snapshots { error, .. })

@@ -42,7 +42,7 @@ use openraft::storage::IOFlushed;
 
 use self::log::ShardLog;
 use super::runtime::Ambient;
-use super::types::Types;
+use super::types::{LogId, Types, to_journal};
 use crate::env::disk::Disk;
 
 pub use generation_engine::journal::RecoveryError;
@@ -262,6 +262,27 @@ impl<D: Disk> Journal<D> {
         }
         drop(state);
         LogStore::new(self.clone(), shard)
+    }
+
+    /// Has the log of a shard begin behind a snapshot that it contradicts: the leader that sent the snapshot had another log, and
+    /// the node died before it had noted that its own was cut.
+    pub(super) fn give_way(&self, shard: u32, snapshot: &LogId) {
+        let up_to = to_journal(snapshot);
+        let mut state = self.0.state.borrow_mut();
+        // Terms grow along a log: one that ends in an older term than an entry at or before its end does not hold that entry.
+        let contradicts = |last: DiskLogId| last.index >= up_to.index && last.term < up_to.term;
+        let Some(log) = state
+            .logs
+            .get_mut(&shard)
+            .filter(|log| log.last.is_some_and(contradicts))
+        else {
+            return;
+        };
+        let after = log.purged;
+        log.truncate(after);
+        log.purge(up_to);
+        self.push(&mut state, Owned::Other(Record::Truncate { shard, after }), None);
+        self.push(&mut state, Owned::Other(Record::Purge { shard, up_to }), None);
     }
 
     /// Forgets the replica of a shard.

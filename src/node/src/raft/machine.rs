@@ -142,6 +142,11 @@ impl<D: Disk> StateMachine<D> {
         self.0.state.borrow().entries
     }
 
+    /// The last entry in the newest snapshot.
+    pub(crate) fn snapshot_id(&self) -> Option<LogId> {
+        self.0.state.borrow().snapshot.as_ref()?.meta.last_log_id
+    }
+
     /// Index of the last entry in the newest snapshot.
     pub fn snapshot_index(&self) -> Option<u64> {
         self.0.state.borrow().snapshot.as_ref()?.index()

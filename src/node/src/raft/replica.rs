@@ -68,7 +68,8 @@ impl Default for Timing {
 /// What a replica finds when it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beginning {
-    /// The shard begins now: a replica without a log becomes one of the members. It must never have run before.
+    /// The shard begins now: a replica without a log and without a vote becomes one of the members. Others must know of no group, and
+    /// one that has run before and lost its journal must not begin so.
     Form,
     /// The replica's id was drawn for it, and a leader brings it the log.
     Join,
@@ -272,6 +273,9 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         let raft_config = raft_config(&config).validate().map_err(|error| failed(&error))?;
         let network = Network::new(transport.clone(), shard as u16, config.id);
         let log = journal.shard(shard, config.id);
+        if let Some(snapshot) = machine.snapshot_id() {
+            journal.give_way(shard, &snapshot);
+        }
         let raft = Raft::new(config.id, Arc::new(raft_config), network, log, machine.clone());
         let raft = raft.await.map_err(|error| match machine.damage() {
             Some(damage) => ReplicaError::Snapshots {

@@ -8,6 +8,7 @@ use openraft::storage::{IOFlushed, RaftLogReader as _, RaftLogStorage as _, Raft
 use openraft_rt::{AsyncRuntime as _, Oneshot as _};
 
 use super::*;
+use crate::env::disk::{File as _, Open};
 use crate::raft::runtime::{LocalOneshot, Runtime};
 use crate::raft::testing::{Bench, MemoryDisk};
 use crate::raft::types::{Commands, Entry, LeaderId, LogId, Payload, Vote};
@@ -98,6 +99,73 @@ fn one_turn_is_one_sync_and_survives() {
         // Another replica of the shard begins with nothing.
         let mut store = journal.shard(3, 11);
         assert_eq!(indexes(&mut store).await, []);
+        journal.stop();
+    });
+}
+
+#[test]
+fn a_log_gives_way_to_a_snapshot_that_it_contradicts_and_to_no_other() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    bench.run(async {
+        let journal = Journal::open(bench.ambient(), disk.clone(), config()).await.unwrap();
+        for shard in 0..3 {
+            let mut store = journal.shard(shard, 1);
+            store
+                .blocking_append((0..6).map(|index| entry(1, index, 100)))
+                .await
+                .unwrap();
+        }
+        // Behind its end, of the same term, and of another leader's log.
+        journal.give_way(0, &log_id(2, 6));
+        journal.give_way(1, &log_id(1, 3));
+        journal.give_way(2, &log_id(2, 3));
+        let mut store = journal.shard(2, 1);
+        assert_eq!(indexes(&mut store).await, []);
+        store.blocking_append([entry(2, 4, 100)]).await.unwrap();
+        journal.stop();
+    });
+    bench.run(async {
+        let journal = Journal::open(bench.ambient(), disk.clone(), config()).await.unwrap();
+        for shard in 0..2 {
+            let expected: Vec<_> = (0..6).map(|index| (1, index)).collect();
+            assert_eq!(indexes(&mut journal.shard(shard, 1)).await, expected);
+        }
+        let mut store = journal.shard(2, 1);
+        assert_eq!(indexes(&mut store).await, [(2, 4)]);
+        let state = store.get_log_state().await.unwrap();
+        assert_eq!(state.last_purged_log_id, Some(log_id(2, 3)));
+        assert_eq!(state.last_log_id, Some(log_id(2, 4)));
+        journal.stop();
+    });
+}
+
+#[test]
+fn a_file_that_a_crash_left_short_is_used_at_its_full_length() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    let lens = async || {
+        let mut lens = Vec::new();
+        for name in disk.list("journal").await.unwrap() {
+            if name.starts_with("segment-") {
+                let file = disk.open(&format!("journal/{name}"), Open::Read).await.unwrap();
+                lens.push(file.len().await.unwrap());
+            }
+        }
+        lens
+    };
+    bench.run(async {
+        let journal = Journal::open(bench.ambient(), disk.clone(), config()).await.unwrap();
+        journal.shard(0, 1).save_vote(&Vote::new(1, 1)).await.unwrap();
+        journal.stop();
+        // The power goes between a name and its space.
+        drop(disk.open("journal/segment-00000077", Open::CreateNew).await.unwrap());
+        assert!(lens().await.contains(&0));
+    });
+    bench.run(async {
+        let journal = Journal::open(bench.ambient(), disk.clone(), config()).await.unwrap();
+        let lens = lens().await;
+        assert!(lens.iter().all(|len| *len == config().segment_bytes), "{lens:?}");
         journal.stop();
     });
 }
