@@ -264,24 +264,28 @@ impl<D: Disk> Journal<D> {
         LogStore::new(self.clone(), shard)
     }
 
-    /// Has the log of a shard begin behind a snapshot that it contradicts: the leader that sent the snapshot had another log, and
-    /// the node died before it had noted that its own was cut.
-    pub(super) fn give_way(&self, shard: u32, snapshot: &LogId) {
+    /// Has the log of a shard begin behind a snapshot, as it does once openraft has been told of one: the node may have died before the
+    /// journal knew. What the snapshot covers would keep its files for ever, because no newer snapshot comes where there is no room to
+    /// write. And where the leader that sent the snapshot had another log, what contradicts it goes.
+    pub(super) fn begin_behind(&self, shard: u32, snapshot: &LogId) {
         let up_to = to_journal(snapshot);
         let mut state = self.0.state.borrow_mut();
-        // Terms grow along a log: one that ends in an older term than an entry at or before its end does not hold that entry.
-        let contradicts = |last: DiskLogId| last.index >= up_to.index && last.term < up_to.term;
-        let Some(log) = state
-            .logs
-            .get_mut(&shard)
-            .filter(|log| log.last.is_some_and(contradicts))
-        else {
+        let Some(log) = state.logs.get_mut(&shard) else { return };
+        if log.purged.is_some_and(|purged| purged.index >= up_to.index) {
             return;
-        };
+        }
+        // Terms grow along a log: one that ends in an older term than an entry at or before its end does not hold that entry.
         let after = log.purged;
-        log.truncate(after);
+        let contradicts = log
+            .last
+            .is_some_and(|last| last.index >= up_to.index && last.term < up_to.term);
+        if contradicts {
+            log.truncate(after);
+        }
         log.purge(up_to);
-        self.push(&mut state, Owned::Other(Record::Truncate { shard, after }), None);
+        if contradicts {
+            self.push(&mut state, Owned::Other(Record::Truncate { shard, after }), None);
+        }
         self.push(&mut state, Owned::Other(Record::Purge { shard, up_to }), None);
     }
 

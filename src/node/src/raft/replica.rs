@@ -274,7 +274,7 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         let network = Network::new(transport.clone(), shard as u16, config.id);
         let log = journal.shard(shard, config.id);
         if let Some(snapshot) = machine.snapshot_id() {
-            journal.give_way(shard, &snapshot);
+            journal.begin_behind(shard, &snapshot);
         }
         let raft = Raft::new(config.id, Arc::new(raft_config), network, log, machine.clone());
         let raft = raft.await.map_err(|error| match machine.damage() {

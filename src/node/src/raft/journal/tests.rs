@@ -104,22 +104,24 @@ fn one_turn_is_one_sync_and_survives() {
 }
 
 #[test]
-fn a_log_gives_way_to_a_snapshot_that_it_contradicts_and_to_no_other() {
+fn a_log_begins_behind_its_snapshot_and_ends_where_it_contradicts_one() {
     let bench = Bench::new();
     let disk = MemoryDisk::on(&bench);
     bench.run(async {
         let journal = Journal::open(bench.ambient(), disk.clone(), config()).await.unwrap();
-        for shard in 0..3 {
+        for shard in 0..4 {
             let mut store = journal.shard(shard, 1);
             store
                 .blocking_append((0..6).map(|index| entry(1, index, 100)))
                 .await
                 .unwrap();
         }
-        // Behind its end, of the same term, and of another leader's log.
-        journal.give_way(0, &log_id(2, 6));
-        journal.give_way(1, &log_id(1, 3));
-        journal.give_way(2, &log_id(2, 3));
+        // Of the same log, behind its end, of another leader's log, and known already.
+        journal.begin_behind(0, &log_id(1, 3));
+        journal.begin_behind(1, &log_id(2, 9));
+        journal.begin_behind(2, &log_id(2, 3));
+        journal.shard(3, 1).purge(log_id(1, 4)).await.unwrap();
+        journal.begin_behind(3, &log_id(1, 3));
         let mut store = journal.shard(2, 1);
         assert_eq!(indexes(&mut store).await, []);
         store.blocking_append([entry(2, 4, 100)]).await.unwrap();
@@ -127,15 +129,22 @@ fn a_log_gives_way_to_a_snapshot_that_it_contradicts_and_to_no_other() {
     });
     bench.run(async {
         let journal = Journal::open(bench.ambient(), disk.clone(), config()).await.unwrap();
-        for shard in 0..2 {
-            let expected: Vec<_> = (0..6).map(|index| (1, index)).collect();
-            assert_eq!(indexes(&mut journal.shard(shard, 1)).await, expected);
+        let expected: [(&[(u64, u64)], LogId, LogId); 4] = [
+            (&[(1, 4), (1, 5)], log_id(1, 3), log_id(1, 5)),
+            (&[], log_id(2, 9), log_id(2, 9)),
+            (&[(2, 4)], log_id(2, 3), log_id(2, 4)),
+            (&[(1, 5)], log_id(1, 4), log_id(1, 5)),
+        ];
+        for (shard, (entries, purged, last)) in (0..).zip(expected) {
+            let mut store = journal.shard(shard, 1);
+            assert_eq!(indexes(&mut store).await, entries, "shard {shard}");
+            let state = store.get_log_state().await.unwrap();
+            assert_eq!(
+                (state.last_purged_log_id, state.last_log_id),
+                (Some(purged), Some(last)),
+                "shard {shard}"
+            );
         }
-        let mut store = journal.shard(2, 1);
-        assert_eq!(indexes(&mut store).await, [(2, 4)]);
-        let state = store.get_log_state().await.unwrap();
-        assert_eq!(state.last_purged_log_id, Some(log_id(2, 3)));
-        assert_eq!(state.last_log_id, Some(log_id(2, 4)));
         journal.stop();
     });
 }
