@@ -224,6 +224,7 @@ impl<D: Disk> std::fmt::Debug for Journal<D> {
             .field("queued", &state.queue.len())
             .field("in_flight", &state.in_flight)
             .field("full", &state.full)
+            .field("emergency", &state.emergency)
             .field("failure", &state.failure)
             .finish_non_exhaustive()
     }

@@ -197,7 +197,8 @@ fn seal<D: Disk>(journal: &Journal<D>, state: &mut State<D>) -> Result<Option<Wr
     }))
 }
 
-/// Moves votes and purges, and what a purge needs, in front of everything else; returns how many records that is.
+/// Moves votes and purges, what a purge needs, and entries without commands that nothing of their log precedes, in front of everything
+/// else; returns how many records that is.
 fn bring_forward<D: Disk>(state: &mut State<D>) -> usize {
     let purged: BTreeSet<u32> = state
         .queue
@@ -223,7 +224,12 @@ fn bring_forward<D: Disk>(state: &mut State<D>) -> usize {
                 let end = after.map_or(0, |after| after.index + 1);
                 (*lowest == u64::MAX, end.max(1))
             }
-            Record::Entry { log_id, .. } => (false, log_id.index.max(1)),
+            // What a new leader writes commits what was there before it. Without that no snapshot covers the oldest entries, and
+            // there would never be room.
+            Record::Entry { kind, log_id, .. } => {
+                let first = *lowest == u64::MAX && kind != EntryKind::Commands;
+                (first, log_id.index.max(1))
+            }
             _ => (false, 0),
         };
         if passes {
