@@ -103,8 +103,8 @@ pub trait Env: Clone + 'static {
     /// Whether the node was asked to stop. Once `true` it stays so.
     fn stopping(&self) -> bool;
 
-    /// The node passes a point of its code at which a simulation may strike: before and after what must be durable, sent or
-    /// removed in order. Elsewhere this does nothing and leaves nothing in the program.
+    /// The node passes one of its [points](crate::points), at which a simulation may strike. Elsewhere this does nothing and leaves
+    /// nothing in the program.
     #[inline]
     fn point(&self, _point: &'static str) {}
 }

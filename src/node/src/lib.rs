@@ -25,6 +25,7 @@ mod execute;
 mod group;
 pub mod mesh;
 pub mod peers;
+pub mod points;
 mod quiescer;
 pub mod raft;
 mod reactor;

@@ -12,10 +12,12 @@ use generation_quic::{Driver, DriverConfig};
 use crate::config::{CoreConfig, Replication};
 use crate::connections::{Connections, Context};
 use crate::dispatch::{Dispatch, Incoming, Moment, Source, owner};
+use crate::env::disk::Disk as _;
 use crate::env::{CoreId, Datagram, Env, Transmit};
 use crate::group::{Common, News};
 use crate::mesh::MeshMessage;
 use crate::peers::{Handler, Liveness, PeerId, Peers, Request, Routed};
+use crate::points;
 use crate::quiescer::{self, Quiescer};
 use crate::raft::joining::Placement;
 use crate::raft::journal::{Identity, JournalConfig};
@@ -153,8 +155,10 @@ impl<E: Env> Handler for Answering<E> {
         }
         self.quiescer.active(shard, self.env.now());
         let shards = self.shards.clone();
-        self.shards
-            .spawn(async move { answer.reply(shards.handle(shard, kind, payload).await) });
+        self.shards.spawn(async move {
+            answer.reply(shards.handle(shard, kind, payload).await);
+            E::Disk::point(points::ANSWERED);
+        });
     }
 
     fn message(&self, from: PeerId, shard: u16, kind: u8, payload: Bytes) {
@@ -250,6 +254,11 @@ pub struct Core<E: Env> {
 }
 
 impl<E: Env> Core<E> {
+    /// The replicas of its shards, if the node is replicated.
+    pub fn replicas(&self) -> Option<&Shards<E::Disk, PeerTransport>> {
+        self.shards.as_ref()
+    }
+
     /// Serves until the node was asked to stop and has stopped: in-flight requests answered, connections closed.
     pub async fn run(self) {
         // What openraft is asked in a turn asks for the environment.

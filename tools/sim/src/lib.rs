@@ -16,6 +16,7 @@ mod executor;
 mod group;
 pub mod history;
 mod network;
+mod observer;
 mod pki;
 mod points;
 pub mod runner;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use generation_node::peers::SERVER_NAME as NODE_NAME;
 use generation_node::{Identity, Role};
 use generation_quic::{ClientCrypto, ServerCrypto};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, PKCS_ED25519, SanType};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, PKCS_ED25519, SanType, SerialNumber};
 use rustls::RootCertStore;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
@@ -15,6 +15,9 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// The name in every simulated certificate.
 pub(crate) const SERVER_NAME: &str = "localhost";
+
+/// The serial number of every certificate. One made of the key would be a byte shorter now and then, and so would handshakes.
+const SERIAL: u64 = 1;
 
 /// A certificate authority that lives as long as a simulation.
 pub struct Authority {
@@ -50,6 +53,7 @@ impl Authority {
     pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("no names to be wrong");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.serial_number = Some(SerialNumber::from(SERIAL));
         let key = KeyPair::generate_for(&PKCS_ED25519).expect("randomness");
         Self {
             issuer: CertifiedIssuer::self_signed(params, key).expect("a signature"),
@@ -123,6 +127,7 @@ impl Authority {
     fn issue(&self, uri: Option<&str>, expired: bool) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
         let names = [SERVER_NAME, NODE_NAME].map(str::to_owned);
         let mut params = CertificateParams::new(names).expect("names");
+        params.serial_number = Some(SerialNumber::from(SERIAL));
         if let Some(uri) = uri {
             let uri = uri.try_into().expect("an ASCII text");
             params.subject_alt_names.push(SanType::URI(uri));

@@ -43,6 +43,7 @@ pub struct Ambush {
 pub(crate) struct Ambushes {
     waiting: Vec<Ambush>,
     passed: BTreeMap<&'static str, u64>,
+    struck: BTreeMap<&'static str, u64>,
     /// Chance of a strike at each point, of a million.
     pub(crate) per_million: u64,
 }
@@ -50,6 +51,11 @@ pub(crate) struct Ambushes {
 impl Ambushes {
     pub(crate) fn lay(&mut self, ambush: Ambush) {
         self.waiting.push(ambush);
+    }
+
+    /// Takes those at a point away.
+    pub(crate) fn lift(&mut self, point: &str) {
+        self.waiting.retain(|ambush| ambush.point.as_deref() != Some(point));
     }
 
     /// Takes all of them away.
@@ -61,6 +67,12 @@ impl Ambushes {
     /// A node passes a point; what happens to it there.
     pub(crate) fn pass(&mut self, dice: &mut Dice, node: usize, point: &'static str) -> Option<Strike> {
         *self.passed.entry(point).or_default() += 1;
+        let strike = self.choose(dice, node, point)?;
+        *self.struck.entry(point).or_default() += 1;
+        Some(strike)
+    }
+
+    fn choose(&mut self, dice: &mut Dice, node: usize, point: &'static str) -> Option<Strike> {
         let concerned = |ambush: &Ambush| {
             ambush.node.is_none_or(|of| of == node) && ambush.point.as_ref().is_none_or(|name| name == point)
         };
@@ -83,6 +95,11 @@ impl Ambushes {
             return Some(Strike::Kill(kill));
         }
         None
+    }
+
+    /// How often a node was struck at each point.
+    pub(crate) fn struck(&self) -> &BTreeMap<&'static str, u64> {
+        &self.struck
     }
 
     /// How often each point was passed.
@@ -108,6 +125,6 @@ mod tests {
         assert_eq!([pass(1, "a"), pass(0, "b"), pass(1, "b"), pass(1, "b")], [None; 4]);
         assert_eq!(pass(1, "b"), Some(Strike::Freeze));
         assert_eq!(pass(1, "b"), None);
-        assert_eq!(ambushes.passed()["b"], 5);
+        assert_eq!((ambushes.passed()["b"], ambushes.struck()["b"]), (5, 1));
     }
 }

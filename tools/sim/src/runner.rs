@@ -6,10 +6,15 @@ use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use generation_node::Durability;
+
 use crate::check::{Violation, check};
 use crate::dice::Dice;
+use crate::disk::DiskImage;
 use crate::group::Group;
 use crate::history::{Event, Header, History};
+use crate::observer::{self, Observer};
+use crate::points::Ambush;
 use crate::scenario::{Incident, IncidentKind, Plan, Scenario};
 use crate::sim::Sim;
 use crate::workload::{Clients, Counts, Workload};
@@ -47,6 +52,8 @@ pub struct Run {
     pub operations: Counts,
     /// Incidents by kind.
     pub incidents: BTreeMap<&'static str, u64>,
+    /// How often each named point was passed, and how often a node was struck there.
+    pub points: BTreeMap<&'static str, (u64, u64)>,
     /// Simulated time.
     pub elapsed: Duration,
 }
@@ -90,6 +97,9 @@ pub fn run(scenario: &Scenario, seed: u64, omission: &Omission) -> Run {
         }),
     }
     let incidents = std::mem::take(&mut course.counts);
+    let struck = sim.points_struck();
+    let points = sim.points_passed().into_iter();
+    let points = points.map(|(point, passed)| (point, (passed, struck.get(point).copied().unwrap_or(0))));
     Run {
         trace: sim.trace(),
         elapsed: sim.elapsed(),
@@ -99,6 +109,7 @@ pub fn run(scenario: &Scenario, seed: u64, omission: &Omission) -> Run {
         counters,
         operations,
         incidents,
+        points: points.collect(),
     }
 }
 
@@ -175,7 +186,10 @@ struct Course<'a> {
     /// How many incidents keep each node down, or frozen.
     down: Vec<u32>,
     frozen: Vec<u32>,
+    /// Losses that the cluster could not have borne, and that do not happen.
+    spared: BTreeSet<usize>,
     watched: Duration,
+    observer: Observer,
     calm: bool,
     audited: bool,
 }
@@ -197,7 +211,9 @@ impl<'a> Course<'a> {
             counts: BTreeMap::new(),
             down: vec![0; plan.nodes],
             frozen: vec![0; plan.nodes],
+            spared: BTreeSet::new(),
             watched: Duration::ZERO,
+            observer: Observer::default(),
             calm: false,
             audited: false,
         }
@@ -237,6 +253,12 @@ impl<'a> Course<'a> {
             self.next += 1;
             let incident = &self.plan.incidents[number];
             note(sim, workload, incident, begins);
+            if begins && matches!(incident.kind, IncidentKind::Lose(..)) && !observer::is_whole(sim, self.plan) {
+                self.spared.insert(number);
+            }
+            if self.spared.contains(&number) {
+                continue;
+            }
             if begins {
                 *self.counts.entry(incident.kind.name()).or_default() += 1;
                 self.begin(sim, &incident.kind);
@@ -249,6 +271,7 @@ impl<'a> Course<'a> {
             sim.wake_at(sim.now() + WATCH);
             self.revive(sim, workload);
         }
+        self.observer.turn(sim, self.plan.nodes, workload);
         if !self.calm && elapsed >= self.plan.calm {
             self.calm = true;
             sim.heal();
@@ -273,6 +296,12 @@ impl<'a> Course<'a> {
                 sim.thaw(node);
             }
         }
+    }
+
+    /// Whether a node that dies has lost what it held.
+    fn keeps_nothing(&self) -> bool {
+        let replication = self.plan.setup.replication.as_ref();
+        replication.is_some_and(|replication| replication.durability == Durability::Memory)
     }
 
     fn start(&mut self, sim: &mut Sim, workload: &mut dyn Clients, node: usize) {
@@ -304,6 +333,13 @@ impl<'a> Course<'a> {
                     sim.kill(node, *how);
                 }
             }
+            IncidentKind::Lose(node, how) => {
+                self.down[*node] += 1;
+                sim.kill(*node, *how);
+                if !self.keeps_nothing() {
+                    sim.replace_disk(*node, DiskImage::default());
+                }
+            }
             IncidentKind::Freeze { node, clock_stops } => {
                 self.frozen[*node] += 1;
                 if sim.is_up(*node) {
@@ -329,6 +365,12 @@ impl<'a> Course<'a> {
             IncidentKind::FullDisk { node } => sim.set_disk_weather(*node, |weather| weather.capacity_bytes = 0),
             IncidentKind::FailedSync { node, count } => sim.fail_syncs(*node, *count),
             IncidentKind::Ambushes { per_million } => sim.set_ambush_rate(*per_million),
+            IncidentKind::Ambush { point, skip, strike } => sim.ambush(Ambush {
+                node: None,
+                point: Some((*point).to_owned()),
+                skip: *skip,
+                strike: *strike,
+            }),
         }
     }
 
@@ -340,6 +382,12 @@ impl<'a> Course<'a> {
                     if self.down[node] == 0 && !sim.is_up(node) {
                         self.start(sim, workload, node);
                     }
+                }
+            }
+            IncidentKind::Lose(node, _) => {
+                self.down[*node] -= 1;
+                if self.down[*node] == 0 && !sim.is_up(*node) {
+                    self.start(sim, workload, *node);
                 }
             }
             IncidentKind::Freeze { node, .. } => {
@@ -373,7 +421,8 @@ impl<'a> Course<'a> {
                     self.start(sim, workload, *node);
                 }
             }
-            IncidentKind::Ambushes { .. } => sim.clear_ambushes(),
+            IncidentKind::Ambushes { .. } => sim.set_ambush_rate(0),
+            IncidentKind::Ambush { point, .. } => sim.lift_ambush(point),
         }
     }
 }

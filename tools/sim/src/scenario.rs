@@ -12,7 +12,7 @@ use crate::dice::Dice;
 use crate::disk::DiskWeather;
 use crate::group::GroupSetup;
 use crate::network::{Host, Weather};
-use crate::points::Kill;
+use crate::points::{Kill, Strike};
 use crate::sim::NodeSetup;
 use crate::workload::WorkloadSetup;
 
@@ -41,6 +41,12 @@ pub const SCENARIOS: &[Scenario] = &[
     cluster::CRASHES,
     cluster::NETWORK,
     cluster::EVERYTHING,
+    group::AMBUSHES,
+    cluster::AMBUSHES,
+    cluster::POINTS,
+    cluster::REPLACED,
+    cluster::MEMORY,
+    cluster::PRESSURE,
 ];
 
 impl Scenario {
@@ -93,6 +99,9 @@ pub struct Incident {
 pub enum IncidentKind {
     /// Nodes die together and are started again.
     Kill(Vec<usize>, Kill),
+    /// A node dies and comes back without anything it has had, if the cluster can spare it at that moment: everything it holds is
+    /// held by all others too.
+    Lose(usize, Kill),
     /// A node is not polled; its clocks may stand still meanwhile.
     Freeze {
         /// The node.
@@ -151,6 +160,15 @@ pub enum IncidentKind {
         /// How often.
         per_million: u64,
     },
+    /// A node is struck at one point of its code, if it gets there.
+    Ambush {
+        /// The point.
+        point: &'static str,
+        /// How often it is passed unharmed, by whichever node.
+        skip: u64,
+        /// What happens.
+        strike: Strike,
+    },
 }
 
 impl IncidentKind {
@@ -159,6 +177,7 @@ impl IncidentKind {
         match self {
             Self::Kill(_, Kill::Power) => "power cut",
             Self::Kill(_, Kill::Process) => "process kill",
+            Self::Lose(..) => "lost node",
             Self::Freeze { clock_stops: true, .. } => "frozen machine",
             Self::Freeze { .. } => "paused process",
             Self::Partition(..) => "partition",
@@ -171,6 +190,7 @@ impl IncidentKind {
             Self::FullDisk { .. } => "full disk",
             Self::FailedSync { .. } => "failed sync",
             Self::Ambushes { .. } => "ambushes",
+            Self::Ambush { .. } => "aimed ambush",
         }
     }
 }

@@ -16,6 +16,8 @@ use generation_node::env::CoreId;
 use generation_node::peers::{PeerLimits, PeerNode, Peers, PeersConfig};
 use generation_node::raft::journal::OpenError;
 use generation_node::raft::replica::ReplicaError;
+use generation_node::raft::shards::Shards;
+use generation_node::raft::transport::PeerTransport;
 use generation_node::{CoreConfig, NodeLimits, Replication, StartError};
 use generation_proto::{ALPN_CLIENT, ALPN_PEER};
 
@@ -23,13 +25,16 @@ use crate::client::Client;
 use crate::clock::NodeClock;
 use crate::dice::Dice;
 use crate::disk::storage::Storage;
-use crate::disk::{DiskImage, DiskWeather};
+use crate::disk::{DiskImage, DiskWeather, SimDisk};
 use crate::env::SimEnv;
 use crate::executor::Executor;
 use crate::network::{Host, Weather};
 use crate::pki::{self, Authority, ClientIdentity};
 use crate::points::{Ambush, Kill};
 use crate::world::{Counters, Inbox, NodeState, World, client_addr, node_addr};
+
+/// All replicas of a core.
+pub(crate) type Replicas = Shards<SimDisk, PeerTransport>;
 
 /// A node to be simulated.
 #[derive(Debug, Clone)]
@@ -86,6 +91,8 @@ pub struct Sim {
     setups: Vec<Option<NodeSetup>>,
     /// By node, then by core; none of a node that is down, or bare. Not in the world, which they hold.
     peers: Vec<Vec<Peers>>,
+    /// The replicas of each node, as far as its cores have started. Not in the world either.
+    replicas: Rc<RefCell<Vec<Vec<Replicas>>>>,
     /// The clients, in the order they were added.
     pub clients: Vec<Client>,
 }
@@ -105,6 +112,7 @@ impl Sim {
             executor: Executor::default(),
             setups: Vec::new(),
             peers: Vec::new(),
+            replicas: Rc::default(),
             clients: Vec::new(),
         }
     }
@@ -148,6 +156,7 @@ impl Sim {
         });
         self.setups.push(setup);
         self.peers.push(Vec::new());
+        self.replicas.borrow_mut().push(Vec::new());
         node
     }
 
@@ -176,9 +185,14 @@ impl Sim {
             let (env, config, running) = (self.env(node, core), config.clone(), Rc::clone(&running));
             let peers = Peers::new(&env, &config);
             self.peers[node].push(peers.clone());
+            let replicas = Rc::clone(&self.replicas);
             let task = async move {
                 match generation_node::open(env.clone(), config, peers).await {
-                    Ok(core) => core.run().await,
+                    Ok(core) => {
+                        let of_core = core.replicas().cloned();
+                        replicas.borrow_mut()[node].extend(of_core);
+                        core.run().await;
+                    }
                     // The disk fails while it is being read: the node ends, and is started again.
                     Err(StartError::Journal(OpenError::Io { .. }) | StartError::Directory(_)) => env.die(),
                     Err(StartError::Replica(ReplicaError::Snapshots { error, .. }))
@@ -250,6 +264,11 @@ impl Sim {
     /// When the node is down, or bare.
     pub fn peers(&self, node: usize, core: CoreId) -> Peers {
         self.peers[node][usize::from(core)].clone()
+    }
+
+    /// The replicas of a node, core by core as they have started.
+    pub(crate) fn replicas(&self, node: usize) -> Vec<Replicas> {
+        self.replicas.borrow()[node].clone()
     }
 
     /// Runs a task on a node until it ends or the node dies.
@@ -439,6 +458,8 @@ impl Sim {
         // Its tasks give up what they hold of the disk before the disk forgets it.
         self.executor.kill(node);
         self.peers[node].clear();
+        let replicas = std::mem::take(&mut self.replicas.borrow_mut()[node]);
+        drop(replicas);
         let mut world = self.world.borrow_mut();
         let world = &mut *world;
         let state = &mut world.nodes[node];
@@ -483,6 +504,11 @@ impl Sim {
         self.world.borrow_mut().ambushes.per_million = per_million;
     }
 
+    /// Takes the ambushes at a point away.
+    pub fn lift_ambush(&mut self, point: &str) {
+        self.world.borrow_mut().ambushes.lift(point);
+    }
+
     /// Takes all ambushes away.
     pub fn clear_ambushes(&mut self) {
         self.world.borrow_mut().ambushes.clear();
@@ -491,6 +517,11 @@ impl Sim {
     /// How often each named point was passed.
     pub fn points_passed(&self) -> BTreeMap<&'static str, u64> {
         self.world.borrow().ambushes.passed().clone()
+    }
+
+    /// How often a node was struck at each named point.
+    pub fn points_struck(&self) -> BTreeMap<&'static str, u64> {
+        self.world.borrow().ambushes.struck().clone()
     }
 
     /// A copy of a node's disk as it is.

@@ -1,5 +1,8 @@
 //! Whole runs: the same seed is the same run, seeds hold, and a run made smaller still fails.
 
+use std::collections::BTreeSet;
+
+use generation_node::points;
 use generation_sim::check::check;
 use generation_sim::history::{Event, Outcome};
 use generation_sim::runner::{Omission, replay_line, run};
@@ -60,6 +63,28 @@ fn replicas_hold_under_fixed_seeds() {
             assert!(run.operations.done > 100, "{line}: {} operations", run.operations.done);
         }
     }
+}
+
+#[test]
+fn nodes_are_struck_at_every_point_of_their_code_and_hold() {
+    let scenario = Scenario::of_name("cluster-points").unwrap();
+    let mut struck = BTreeSet::new();
+    for seed in 1..=8 {
+        let run = run(scenario, seed, &Omission::default());
+        let line = replay_line(scenario, seed, &Omission::default());
+        assert_eq!(run.violations, [], "{line}");
+        struck.extend(
+            run.points
+                .iter()
+                .filter(|(_, (_, struck))| *struck > 0)
+                .map(|(point, _)| *point),
+        );
+        if struck.len() == points::ALL.len() {
+            return;
+        }
+    }
+    let never: Vec<_> = points::ALL.iter().filter(|point| !struck.contains(*point)).collect();
+    panic!("nobody was struck at {never:?}");
 }
 
 #[test]

@@ -48,6 +48,10 @@ pub trait Disk: Clone + 'static {
 
     /// Bytes that can still be allocated.
     fn available_bytes(&self) -> io::Result<u64>;
+
+    /// As [`Env::point`](super::Env::point), of the environment that is current, for whoever knows only its disk.
+    #[inline]
+    fn point(_point: &'static str) {}
 }
 
 /// An open file. Several operations may be under way at once; they complete in any order.

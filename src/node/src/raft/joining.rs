@@ -45,6 +45,7 @@ use super::snapshot;
 use super::types::{Place, ReplicaId};
 use super::wire::{self, Join, JoinReply, kind};
 use crate::env::disk::Disk;
+use crate::points;
 
 /// How long an answer to a request to join may take: an id is drawn and a learner added meanwhile.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -90,7 +91,10 @@ impl<D: Disk, T: Transport> Shards<D, T> {
         let shard = machine.shard;
         let known = self.resident().into_iter().find(|(resident, _)| *resident == shard);
         if let Some((_, id)) = known {
-            match self.begin(&placement, &machine, id, Beginning::Resume).await {
+            // A founder that died between making its replica and forming the group has asked everybody, and nobody else can form it.
+            let forms = id == machine.next_replica_id - 1 && placement.founder(shard as u16) == placement.node;
+            let beginning = if forms { Beginning::Form } else { Beginning::Resume };
+            match self.begin(&placement, &machine, id, beginning).await {
                 Ok(()) => {}
                 // The others have what it held: this node joins again, as another replica.
                 Err(ReplicaError::Snapshots { error, .. })
@@ -123,7 +127,9 @@ impl<D: Disk, T: Transport> Shards<D, T> {
             beginning,
             timing: placement.timing,
         };
-        self.start(config).await.map(drop)
+        self.start(config).await?;
+        D::point(points::REPLICA_BEGUN);
+        Ok(())
     }
 
     /// Tries until this node has a replica with a vote.
@@ -294,8 +300,10 @@ impl<D: Disk, T: Transport> Admission<D, T> {
                 .ok()?;
         }
         let id = replica.draw_id().await?;
+        D::point(points::ID_DRAWN);
         let place = Place { node: self.node };
         raft.add_learner(id, place, false).await.ok()?;
+        D::point(points::LEARNER_ADDED);
         tracing::info!(shard = self.shard, node = self.node, replica = id, "a replica joins");
         Some(id)
     }
@@ -316,7 +324,10 @@ impl<D: Disk, T: Transport> Admission<D, T> {
         });
         let mut voters: BTreeSet<ReplicaId> = elsewhere.copied().collect();
         voters.insert(id);
-        match replica.raft().change_membership(voters, false).await {
+        D::point(points::LEARNER_CAUGHT_UP);
+        let changed = replica.raft().change_membership(voters, false).await;
+        D::point(points::LEARNER_VOTES);
+        match changed {
             Ok(_) => tracing::info!(shard = self.shard, node = self.node, replica = id, "a replica votes"),
             // It asks again.
             Err(error) => tracing::debug!(shard = self.shard, %error, "a replica was not given its vote"),

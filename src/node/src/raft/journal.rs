@@ -42,7 +42,7 @@ use openraft::storage::IOFlushed;
 
 use self::log::ShardLog;
 use super::runtime::Ambient;
-use super::types::Types;
+use super::types::{LogId, Types, to_journal};
 use crate::env::disk::Disk;
 
 pub use generation_engine::journal::RecoveryError;
@@ -224,6 +224,7 @@ impl<D: Disk> std::fmt::Debug for Journal<D> {
             .field("queued", &state.queue.len())
             .field("in_flight", &state.in_flight)
             .field("full", &state.full)
+            .field("emergency", &state.emergency)
             .field("failure", &state.failure)
             .finish_non_exhaustive()
     }
@@ -262,6 +263,31 @@ impl<D: Disk> Journal<D> {
         }
         drop(state);
         LogStore::new(self.clone(), shard)
+    }
+
+    /// Has the log of a shard begin behind a snapshot, as it does once openraft has been told of one: the node may have died before the
+    /// journal knew. What the snapshot covers would keep its files for ever, because no newer snapshot comes where there is no room to
+    /// write. And where the leader that sent the snapshot had another log, what contradicts it goes.
+    pub(super) fn begin_behind(&self, shard: u32, snapshot: &LogId) {
+        let up_to = to_journal(snapshot);
+        let mut state = self.0.state.borrow_mut();
+        let Some(log) = state.logs.get_mut(&shard) else { return };
+        if log.purged.is_some_and(|purged| purged.index >= up_to.index) {
+            return;
+        }
+        // Terms grow along a log: one that ends in an older term than an entry at or before its end does not hold that entry.
+        let after = log.purged;
+        let contradicts = log
+            .last
+            .is_some_and(|last| last.index >= up_to.index && last.term < up_to.term);
+        if contradicts {
+            log.truncate(after);
+        }
+        log.purge(up_to);
+        if contradicts {
+            self.push(&mut state, Owned::Other(Record::Truncate { shard, after }), None);
+        }
+        self.push(&mut state, Owned::Other(Record::Purge { shard, up_to }), None);
     }
 
     /// Forgets the replica of a shard.

@@ -31,6 +31,7 @@ use super::runtime::{Ambient, LocalOneshot, OneshotReceiver, OneshotSender, Runt
 use super::snapshot::{self, Image, SnapshotFile};
 use super::types::{Entry, LeaderId, LogId, Payload, Place, ReplicaId, Replies, SnapshotMeta, StoredMembership, Types};
 use crate::env::disk::Disk;
+use crate::points;
 
 /// How long to wait before a snapshot that could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -139,6 +140,11 @@ impl<D: Disk> StateMachine<D> {
     /// Entries applied since the start.
     pub fn entries(&self) -> u64 {
         self.0.state.borrow().entries
+    }
+
+    /// The last entry in the newest snapshot.
+    pub(crate) fn snapshot_id(&self) -> Option<LogId> {
+        self.0.state.borrow().snapshot.as_ref()?.meta.last_log_id
     }
 
     /// Index of the last entry in the newest snapshot.
@@ -380,9 +386,12 @@ impl<D: Disk> RaftStateMachine<Types> for StateMachine<D> {
     {
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
+            D::point(points::ENTRY_COMMITTED);
             let replies = self.apply_one(&entry, responder.is_some())?;
+            D::point(points::ENTRY_APPLIED);
             if let Some(responder) = responder {
                 responder.send(replies);
+                D::point(points::ENTRY_ANSWERED);
             }
         }
         Ok(())
@@ -402,6 +411,7 @@ impl<D: Disk> RaftStateMachine<Types> for StateMachine<D> {
                     shared.state.borrow_mut().damage = Some(damage);
                 }
             })?;
+            D::point(points::SNAPSHOT_LOADED);
             let mut state = shared.state.borrow_mut();
             state.machine = loaded.machine;
             state.membership = loaded.meta.last_membership;
@@ -412,6 +422,7 @@ impl<D: Disk> RaftStateMachine<Types> for StateMachine<D> {
                 None => state.applied = None,
             }
         }
+        D::point(points::SNAPSHOT_INSTALLED);
         shared.keep(snapshot).await;
         Ok(())
     }

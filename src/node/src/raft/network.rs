@@ -30,6 +30,7 @@ use super::snapshot::{SnapshotFile, read_chunk};
 use super::types::{LeaderId, LogId, Place, ReplicaId, Types, Vote};
 use super::wire::{self, Chunks, ChunksReply, Wire, kind};
 use crate::env::disk::Disk;
+use crate::points;
 
 /// Bytes of a snapshot sent in one message; a single chunk may be longer.
 const SNAPSHOT_BYTES: usize = 256 << 10;
@@ -289,7 +290,9 @@ impl<T: Transport, D: Disk> RaftNetworkV2<Types> for Target<T, D> {
         rpc: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        self.ask(RPCTypes::Vote, kind::VOTE, &rpc, option.soft_ttl()).await
+        let answer = self.ask(RPCTypes::Vote, kind::VOTE, &rpc, option.soft_ttl()).await;
+        D::point(points::VOTE_ANSWERED);
+        answer
     }
 
     async fn pre_vote(

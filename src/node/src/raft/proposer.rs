@@ -29,6 +29,7 @@ use super::network::Transport;
 use super::replica::{Leader, Outcome, Replica};
 use super::runtime::Runtime;
 use crate::env::disk::Disk;
+use crate::points;
 
 /// What a counter written by `Incr` may take, in bytes: the digits of the smallest `i64`.
 const MAX_COUNTER_LEN: usize = 20;
@@ -440,6 +441,7 @@ impl<K> Proposer<K> {
                 outcomes.borrow_mut().push((number, outcome));
                 wake();
             });
+            D::point(points::ENTRY_PROPOSED);
         }
     }
 

@@ -73,7 +73,8 @@ impl Default for Timing {
 /// What a replica finds when it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Beginning {
-    /// The shard begins now: a replica without a log becomes one of the members. It must never have run before.
+    /// The shard begins now: a replica without a log and without a vote becomes one of the members. Others must know of no group, and
+    /// one that has run before and lost its journal must not begin so.
     Form,
     /// The replica's id was drawn for it, and a leader brings it the log.
     Join,
@@ -281,6 +282,9 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         let told = Rc::new(Cell::new(0));
         let network = Network::new(transport.clone(), shard as u16, config.id, Rc::clone(&told));
         let log = journal.shard(shard, config.id);
+        if let Some(snapshot) = machine.snapshot_id() {
+            journal.begin_behind(shard, &snapshot);
+        }
         let raft = Raft::new(config.id, Arc::new(raft_config), network, log.clone(), machine.clone());
         let raft = raft.await.map_err(|error| match machine.damage() {
             Some(damage) => ReplicaError::Snapshots {

@@ -22,7 +22,7 @@ mod tests;
 mod timeout;
 mod watch;
 
-pub use ambient::{Ambient, Driver, Within, ambient, current, with_driver, within};
+pub use ambient::{Ambient, Driver, Within, ambient, current, pass, with_driver, within};
 pub use instant::CoreInstant;
 pub use join::{JoinHandle, TaskLost};
 pub use mpsc::{LocalMpsc, MpscReceiver, MpscSender, MpscWeakSender};

@@ -161,6 +161,7 @@ struct Totals {
     lost: u64,
     duplicated: u64,
     ambushes: u64,
+    points: BTreeMap<&'static str, (u64, u64)>,
     incidents: BTreeMap<&'static str, u64>,
 }
 
@@ -174,6 +175,10 @@ impl Totals {
         self.lost += run.counters.lost;
         self.duplicated += run.counters.duplicated;
         self.ambushes += run.counters.ambushes;
+        for (point, (passed, struck)) in &run.points {
+            let of_point = self.points.entry(point).or_default();
+            *of_point = (of_point.0 + passed, of_point.1 + struck);
+        }
         for (kind, count) in &run.incidents {
             *self.incidents.entry(kind).or_default() += count;
         }
@@ -228,6 +233,14 @@ fn run_seeds(scenarios: &[&'static Scenario], seeds: u64, from: u64, keep: Optio
         incidents.join(", "),
         totals.ambushes
     );
+    let points: Vec<_> = totals
+        .points
+        .iter()
+        .map(|(point, (passed, struck))| format!("{point} {struck} of {passed}"))
+        .collect();
+    if !points.is_empty() {
+        println!("struck at points: {}", points.join(", "));
+    }
     println!("violations: {}", totals.failed);
     Ok(totals.failed == 0)
 }

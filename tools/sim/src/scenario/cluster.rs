@@ -5,12 +5,12 @@ use std::time::Duration;
 use generation_engine::ShardConfig;
 use generation_node::{Durability, Policy, Replication, Timing};
 
-use super::Plan;
-use super::Scenario;
 use super::group::{self, Draw};
+use super::{Incident, IncidentKind, Plan, Scenario};
 use crate::dice::Dice;
 use crate::disk::DiskWeather;
 use crate::network::Weather;
+use crate::points::{Kill, Strike};
 use crate::sim::NodeSetup;
 use crate::workload::WorkloadSetup;
 
@@ -55,6 +55,129 @@ pub(super) const EVERYTHING: Scenario = Scenario {
     about: "replicated nodes with every fault there is, full and failing disks included",
     plan: |dice| with_incidents(dice, group::ALL),
 };
+
+/// Struck where it hurts.
+pub(super) const AMBUSHES: Scenario = Scenario {
+    name: "cluster-ambushes",
+    about: "replicated nodes, three or five, that are struck at chosen points of their code",
+    plan: |dice| {
+        let mut plan = of_size(dice);
+        let kinds = [
+            group::ambush,
+            group::ambush,
+            group::ambush,
+            group::kill,
+            group::partition,
+            group::storm_of,
+        ];
+        add_incidents(&mut plan, dice, &kinds);
+        plan
+    },
+};
+
+/// Struck everywhere.
+pub(super) const POINTS: Scenario = Scenario {
+    name: "cluster-points",
+    about: "three replicated nodes that lose power at every named point of their code, and are cut off",
+    plan: |dice| {
+        let mut plan = calm(dice);
+        let cuts = [group::partition, group::partition, group::slow_link];
+        group::add_incidents(&mut plan, dice, &cuts, 3);
+        for &point in generation_node::points::ALL {
+            // Nodes join when they start, and hardly ever later.
+            let latest = if point.starts_with("join.") { 1 } else { 10_000 };
+            let at = Duration::from_millis(dice.below(latest));
+            let kind = IncidentKind::Ambush {
+                point,
+                skip: dice.below(2),
+                strike: Strike::Kill(Kill::Power),
+            };
+            let lasts = plan.calm - at;
+            plan.incidents.push(Incident { at, lasts, kind });
+        }
+        plan.incidents.sort_by_key(|incident| incident.at);
+        plan
+    },
+};
+
+/// Disks are lost.
+pub(super) const REPLACED: Scenario = Scenario {
+    name: "cluster-replaced",
+    about: "replicated nodes, three or five, that come back without their disks, are struck meanwhile, and cut off",
+    plan: |dice| {
+        let mut plan = of_size(dice);
+        let kinds = [
+            group::lose,
+            group::lose,
+            group::lose,
+            group::ambush,
+            group::kill,
+            group::partition,
+        ];
+        add_incidents(&mut plan, dice, &kinds);
+        plan
+    },
+};
+
+/// Nothing is kept.
+pub(super) const MEMORY: Scenario = Scenario {
+    name: "cluster-memory",
+    about: "replicated nodes, three or five, that keep nothing on disks and die one by one",
+    plan: |dice| {
+        let mut plan = of_size(dice);
+        if let Some(replication) = &mut plan.setup.replication {
+            replication.durability = Durability::Memory;
+        }
+        let kinds = [
+            group::lose,
+            group::lose,
+            group::partition,
+            group::freeze,
+            group::one_way,
+            group::storm_of,
+        ];
+        add_incidents(&mut plan, dice, &kinds);
+        plan
+    },
+};
+
+/// There is not room for all.
+pub(super) const PRESSURE: Scenario = Scenario {
+    name: "cluster-pressure",
+    about: "replicated nodes that evict and expire entries, behind a bad network, killed and with wrong clocks",
+    plan: |dice| {
+        let mut plan = of_size(dice);
+        plan.pressure = true;
+        plan.setup.shard.policy = [Policy::Lru, Policy::S3Fifo][dice.below(2) as usize];
+        plan.setup.shard.max_records = Some(2 + dice.below(6));
+        plan.workload.keys = 8 + dice.below(20);
+        plan.workload.perishable_per_mille = 300;
+        let kinds = [
+            group::kill,
+            group::ambush,
+            group::partition,
+            group::clock,
+            group::clock,
+            group::drift,
+            group::freeze,
+        ];
+        add_incidents(&mut plan, dice, &kinds);
+        plan
+    },
+};
+
+/// Three nodes or five, and nothing goes wrong.
+fn of_size(dice: &mut Dice) -> Plan {
+    let mut plan = calm(dice);
+    plan.nodes = if dice.chance(700) { 3 } else { 5 };
+    plan.setup.nodes = plan.nodes;
+    plan
+}
+
+fn add_incidents(plan: &mut Plan, dice: &mut Dice, kinds: &[Draw]) {
+    let machines = plan.nodes;
+    group::add_incidents(plan, dice, kinds, machines);
+}
 
 fn calm(dice: &mut Dice) -> Plan {
     Plan {

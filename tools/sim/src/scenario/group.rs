@@ -8,6 +8,7 @@ use crate::dice::Dice;
 use crate::disk::DiskWeather;
 use crate::group::GroupSetup;
 use crate::network::{Host, Weather};
+use crate::points::{Kill, Strike};
 use crate::sim::NodeSetup;
 use crate::workload::WorkloadSetup;
 
@@ -52,6 +53,16 @@ pub(super) const EVERYTHING: Scenario = Scenario {
     plan: |dice| {
         let nodes = 3 + 2 * dice.below(2) as usize;
         with_incidents(dice, nodes, ALL)
+    },
+};
+
+/// Struck where it hurts.
+pub(super) const AMBUSHES: Scenario = Scenario {
+    name: "group-ambushes",
+    about: "replicas that are struck at chosen points of their code",
+    plan: |dice| {
+        let nodes = 3 + 2 * dice.below(2) as usize;
+        with_incidents(dice, nodes, &[ambush, ambush, ambush, kill, partition, storm_of])
     },
 };
 
@@ -153,6 +164,26 @@ pub(super) fn ambushes(dice: &mut Dice, _: usize, _: usize) -> IncidentKind {
     IncidentKind::Ambushes {
         per_million: 100 + dice.below(20_000),
     }
+}
+
+pub(super) fn ambush(dice: &mut Dice, _: usize, _: usize) -> IncidentKind {
+    let points = generation_node::points::ALL;
+    // What is passed all the time is as good early as late; what is rare is not to be missed.
+    let skips = 1 + dice.below(20);
+    IncidentKind::Ambush {
+        point: points[dice.below(points.len() as u64) as usize],
+        skip: dice.below(skips),
+        strike: match dice.below(10) {
+            0 => Strike::Freeze,
+            1..4 => Strike::Kill(Kill::Process),
+            _ => Strike::Kill(Kill::Power),
+        },
+    }
+}
+
+/// A node dies with all it has, while the others are whole.
+pub(super) fn lose(dice: &mut Dice, nodes: usize, _: usize) -> IncidentKind {
+    IncidentKind::Lose(any(dice, nodes), any_kill(dice))
 }
 
 pub(super) fn freeze(dice: &mut Dice, nodes: usize, _: usize) -> IncidentKind {

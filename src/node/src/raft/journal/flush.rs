@@ -14,6 +14,7 @@ use super::log::to_record;
 use super::open::{directory, segment_path};
 use super::{FRAME_BYTES, IN_FLIGHT, Journal, Owned, Queued, Segment, State, Waiting};
 use crate::env::disk::{Disk, File, Open};
+use crate::points;
 use crate::raft::runtime::{Runtime, within, yield_now};
 use crate::raft::types::to_journal;
 
@@ -196,7 +197,8 @@ fn seal<D: Disk>(journal: &Journal<D>, state: &mut State<D>) -> Result<Option<Wr
     }))
 }
 
-/// Moves votes and purges, and what a purge needs, in front of everything else; returns how many records that is.
+/// Moves votes and purges, what a purge needs, and entries without commands that nothing of their log precedes, in front of everything
+/// else; returns how many records that is.
 fn bring_forward<D: Disk>(state: &mut State<D>) -> usize {
     let purged: BTreeSet<u32> = state
         .queue
@@ -222,7 +224,12 @@ fn bring_forward<D: Disk>(state: &mut State<D>) -> usize {
                 let end = after.map_or(0, |after| after.index + 1);
                 (*lowest == u64::MAX, end.max(1))
             }
-            Record::Entry { log_id, .. } => (false, log_id.index.max(1)),
+            // What a new leader writes commits what was there before it. Without that no snapshot covers the oldest entries, and
+            // there would never be room.
+            Record::Entry { kind, log_id, .. } => {
+                let first = *lowest == u64::MAX && kind != EntryKind::Commands;
+                (first, log_id.index.max(1))
+            }
             _ => (false, 0),
         };
         if passes {
@@ -305,6 +312,7 @@ fn begin_segment<D: Disk>(journal: &Journal<D>, state: &mut State<D>) -> Result<
         let Some(dead) = state.writer.recyclable().next() else {
             return Ok(None);
         };
+        D::point(points::SEGMENT_RECYCLED);
         state.writer.recycled(dead);
         let segment = state.segments.remove(&dead);
         segment.expect("invariant: every segment of the index has its file")
@@ -333,10 +341,16 @@ async fn finish<D: Disk>(journal: Journal<D>, write: Write<D>) {
         sequence,
     } = write;
     let mut result = file.write_at(offset, &bytes).await;
+    D::point(if offset == 0 {
+        points::SEGMENT_OPENED
+    } else {
+        points::FRAME_WRITTEN
+    });
     if result.is_ok() {
         result = file.sync_data().await;
     }
     drop(bytes);
+    D::point(points::FRAME_SYNCED);
     let mut state = journal.0.state.borrow_mut();
     state.in_flight -= 1;
     if state.failure.is_some() {
@@ -362,6 +376,7 @@ async fn finish<D: Disk>(journal: Journal<D>, write: Write<D>) {
     for waiting in done {
         waiting.done();
     }
+    D::point(points::FRAME_ACKNOWLEDGED);
 }
 
 /// Nothing is acknowledged from here on.
@@ -395,6 +410,7 @@ pub(super) async fn grow<D: Disk>(journal: &Journal<D>) -> io::Result<()> {
                 return Err(error);
             }
             file.sync_data().await?;
+            D::point(points::SEGMENT_ALLOCATED);
             disk.sync_directory(directory()).await?;
             Ok(file)
         };

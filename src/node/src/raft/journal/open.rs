@@ -80,7 +80,7 @@ pub(super) async fn open<D: Disk>(
             Some(generation) => {
                 state.segments.insert(*generation, segment);
             }
-            None => state.free.push(segment),
+            None => state.free.extend(whole(&disk, segment, config.segment_bytes).await?),
         }
     }
     // The newest names first: files are taken from the end.
@@ -97,6 +97,26 @@ pub(super) async fn open<D: Disk>(
     let flusher = flush::run(journal.clone());
     ambient.spawn(Box::pin(within(Rc::clone(&ambient), flusher)));
     Ok(journal)
+}
+
+/// A file with nothing in it, at its full length: a crash may have come between its name and its space, and a write that needs more
+/// would meet a full disk. `None`: there is no space for it, and it is gone.
+async fn whole<D: Disk>(disk: &D, segment: Segment<D>, segment_bytes: u64) -> Result<Option<Segment<D>>, OpenError> {
+    let allocated = async {
+        if segment.file.len().await? < segment_bytes {
+            segment.file.allocate(segment_bytes).await?;
+            segment.file.sync_data().await?;
+        }
+        Ok::<(), io::Error>(())
+    };
+    match allocated.await {
+        Ok(()) => Ok(Some(segment)),
+        Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            let removed = disk.remove(&segment.name).await;
+            removed.map_err(io_error("remove", &segment.name)).map(|()| None)
+        }
+        Err(error) => Err(io_error("allocate", &segment.name)(error)),
+    }
 }
 
 /// Reads the journal's id, or makes one where there is no journal.

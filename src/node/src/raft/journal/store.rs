@@ -13,6 +13,7 @@ use openraft_rt::Oneshot as _;
 
 use super::{Journal, Owned, Waiting, disk_vote, log, read};
 use crate::env::disk::Disk;
+use crate::points;
 use crate::raft::runtime::LocalOneshot;
 use crate::raft::types::{Entry, LeaderId, LogId, Types, Vote, from_journal, to_journal};
 
@@ -183,7 +184,9 @@ impl<D: Disk> RaftLogStorage<Types> for LogStore<D> {
             self.journal.push(&mut state, record, Some(Waiting::Vote(sender)));
         }
         // After a failure the sender is kept and nothing ever comes: a promise that may not be on the disk is not given.
-        receiver.await.map_err(io::Error::other)?
+        receiver.await.map_err(io::Error::other)??;
+        D::point(points::VOTE_WRITTEN);
+        Ok(())
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
@@ -254,6 +257,7 @@ impl<D: Disk> RaftLogStorage<Types> for LogStore<D> {
         log.truncate(after);
         let record = Owned::Other(Record::Truncate { shard, after });
         self.journal.push(&mut state, record, None);
+        D::point(points::LOG_TRUNCATED);
         Ok(())
     }
 
@@ -267,6 +271,7 @@ impl<D: Disk> RaftLogStorage<Types> for LogStore<D> {
         log.purge(up_to);
         let record = Owned::Other(Record::Purge { shard, up_to });
         self.journal.push(&mut state, record, None);
+        D::point(points::LOG_PURGED);
         Ok(())
     }
 }

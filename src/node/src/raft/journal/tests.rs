@@ -8,6 +8,7 @@ use openraft::storage::{IOFlushed, RaftLogReader as _, RaftLogStorage as _, Raft
 use openraft_rt::{AsyncRuntime as _, Oneshot as _};
 
 use super::*;
+use crate::env::disk::{File as _, Open};
 use crate::raft::runtime::{LocalOneshot, Runtime};
 use crate::raft::testing::{Bench, MemoryDisk};
 use crate::raft::types::{Commands, Entry, LeaderId, LogId, Payload, Vote};
@@ -98,6 +99,82 @@ fn one_turn_is_one_sync_and_survives() {
         // Another replica of the shard begins with nothing.
         let mut store = journal.shard(3, 11);
         assert_eq!(indexes(&mut store).await, []);
+        journal.stop();
+    });
+}
+
+#[test]
+fn a_log_begins_behind_its_snapshot_and_ends_where_it_contradicts_one() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    bench.run(async {
+        let journal = Journal::open(bench.ambient(), disk.clone(), config()).await.unwrap();
+        for shard in 0..4 {
+            let mut store = journal.shard(shard, 1);
+            store
+                .blocking_append((0..6).map(|index| entry(1, index, 100)))
+                .await
+                .unwrap();
+        }
+        // Of the same log, behind its end, of another leader's log, and known already.
+        journal.begin_behind(0, &log_id(1, 3));
+        journal.begin_behind(1, &log_id(2, 9));
+        journal.begin_behind(2, &log_id(2, 3));
+        journal.shard(3, 1).purge(log_id(1, 4)).await.unwrap();
+        journal.begin_behind(3, &log_id(1, 3));
+        let mut store = journal.shard(2, 1);
+        assert_eq!(indexes(&mut store).await, []);
+        store.blocking_append([entry(2, 4, 100)]).await.unwrap();
+        journal.stop();
+    });
+    bench.run(async {
+        let journal = Journal::open(bench.ambient(), disk.clone(), config()).await.unwrap();
+        let expected: [(&[(u64, u64)], LogId, LogId); 4] = [
+            (&[(1, 4), (1, 5)], log_id(1, 3), log_id(1, 5)),
+            (&[], log_id(2, 9), log_id(2, 9)),
+            (&[(2, 4)], log_id(2, 3), log_id(2, 4)),
+            (&[(1, 5)], log_id(1, 4), log_id(1, 5)),
+        ];
+        for (shard, (entries, purged, last)) in (0..).zip(expected) {
+            let mut store = journal.shard(shard, 1);
+            assert_eq!(indexes(&mut store).await, entries, "shard {shard}");
+            let state = store.get_log_state().await.unwrap();
+            assert_eq!(
+                (state.last_purged_log_id, state.last_log_id),
+                (Some(purged), Some(last)),
+                "shard {shard}"
+            );
+        }
+        journal.stop();
+    });
+}
+
+#[test]
+fn a_file_that_a_crash_left_short_is_used_at_its_full_length() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    let lens = async || {
+        let mut lens = Vec::new();
+        for name in disk.list("journal").await.unwrap() {
+            if name.starts_with("segment-") {
+                let file = disk.open(&format!("journal/{name}"), Open::Read).await.unwrap();
+                lens.push(file.len().await.unwrap());
+            }
+        }
+        lens
+    };
+    bench.run(async {
+        let journal = Journal::open(bench.ambient(), disk.clone(), config()).await.unwrap();
+        journal.shard(0, 1).save_vote(&Vote::new(1, 1)).await.unwrap();
+        journal.stop();
+        // The power goes between a name and its space.
+        drop(disk.open("journal/segment-00000077", Open::CreateNew).await.unwrap());
+        assert!(lens().await.contains(&0));
+    });
+    bench.run(async {
+        let journal = Journal::open(bench.ambient(), disk.clone(), config()).await.unwrap();
+        let lens = lens().await;
+        assert!(lens.iter().all(|len| *len == config().segment_bytes), "{lens:?}");
         journal.stop();
     });
 }

@@ -26,6 +26,9 @@ pub trait Ambient {
 
     /// As [`Env::sleep_until`].
     fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Future<Output = ()>>>;
+
+    /// As [`Env::point`].
+    fn point(&self, _point: &'static str) {}
 }
 
 struct Of<E> {
@@ -54,6 +57,10 @@ impl<E: Env + Clone> Ambient for Of<E> {
         let env = self.env.clone();
         Box::pin(async move { env.sleep_until(deadline).await })
     }
+
+    fn point(&self, point: &'static str) {
+        self.0.point(point);
+    }
 }
 
 /// An environment as openraft sees it.
@@ -74,6 +81,13 @@ thread_local! {
 pub fn current() -> Rc<dyn Ambient> {
     let current = CURRENT.with_borrow(Clone::clone);
     current.expect("invariant: what reaches openraft runs within an environment")
+}
+
+/// Passes a point of the environment of the task that runs, if it has one. For disks that have something happen there.
+pub fn pass(point: &'static str) {
+    if let Some(current) = CURRENT.with_borrow(Clone::clone) {
+        current.point(point);
+    }
 }
 
 /// Makes an environment current while it lives.

@@ -6,6 +6,7 @@ use generation_engine::snapshot_file::{Decoder, chunk_len};
 
 use super::{DIRECTORY, SnapshotFile, damaged, meta, path};
 use crate::env::disk::{Disk, File, Open};
+use crate::points;
 
 /// What a receiver waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +83,7 @@ impl<D: Disk> Incoming<D> {
             rest = after;
         }
         self.file.write_at(offset, chunks).await?;
+        D::point(points::RECEIVED_SLICE);
         self.offset += chunks.len() as u64;
         Ok(())
     }
@@ -94,7 +96,9 @@ impl<D: Disk> Incoming<D> {
         self.file.close().await?;
         let index = meta.last_log_id.as_ref().map(|log_id| log_id.index);
         let path = path(self.shard, index, summary.id);
+        D::point(points::RECEIVED_SYNCED);
         self.disk.rename(&self.path, &path).await?;
+        D::point(points::RECEIVED_RENAMED);
         self.disk.sync_directory(DIRECTORY).await?;
         Ok(SnapshotFile {
             disk: self.disk,

@@ -8,6 +8,7 @@ use generation_engine::{Progress, SnapshotEntry};
 
 use super::{DIRECTORY, ENTRY_BYTES, SnapshotFile, encode_membership, encode_state, path};
 use crate::env::disk::{Disk, File, Open};
+use crate::points;
 use crate::raft::machine::Shared;
 use crate::raft::runtime::yield_now;
 use crate::raft::types::{SnapshotMeta, to_journal};
@@ -49,8 +50,11 @@ pub(crate) async fn write<D: Disk>(shared: &Rc<Shared<D>>, image: &Image) -> io:
             return Err(error);
         }
     }
+    D::point(points::SNAPSHOT_SYNCED);
     disk.rename(&unfinished, &done).await?;
+    D::point(points::SNAPSHOT_RENAMED);
     disk.sync_directory(DIRECTORY).await?;
+    D::point(points::SNAPSHOT_DURABLE);
     Ok(Some(SnapshotFile {
         disk: disk.clone(),
         path: done.into(),
@@ -97,6 +101,7 @@ async fn file<D: Disk>(shared: &Rc<Shared<D>>, image: &Image, id: u128, path: &s
                     .chunk(kind, &mut out, |out| out.append(&mut payload))
                     .map_err(io::Error::other)?;
                 file.write_at(offset, &out).await?;
+                D::point(points::SNAPSHOT_SLICE);
                 offset += out.len() as u64;
                 out.clear();
             }
@@ -108,6 +113,7 @@ async fn file<D: Disk>(shared: &Rc<Shared<D>>, image: &Image, id: u128, path: &s
     }
     encoder.finish(state_hash, &mut out);
     file.write_at(offset, &out).await?;
+    D::point(points::SNAPSHOT_WRITTEN);
     file.sync_data().await?;
     file.close().await?;
     Ok(true)
