@@ -7,7 +7,7 @@ use std::time::Instant;
 use generation_proto::{ALPN_CLIENT, FrameError, close_code};
 use generation_quic::{ConnectionKey, Driver, Event, Read, StreamError, StreamId};
 
-use crate::config::{CoreConfig, Identity};
+use crate::config::{CoreConfig, Identity, Role};
 use crate::dispatch::{Closing, Incoming, Source};
 use crate::replies::{Origin, Replies};
 use crate::stats::NodeStats;
@@ -236,6 +236,7 @@ impl Connections {
         match verdict {
             Ok(identity) => {
                 tracing::debug!(peer = identity.name, role = ?identity.role, "connection established");
+                cx.streams.set_admin(key, identity.role == Role::Admin);
                 if self.slots.len() <= key.slot() {
                     self.slots.resize_with(key.slot() + 1, || None);
                 }

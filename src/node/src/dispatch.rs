@@ -574,6 +574,7 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
             Operation::CloseSession(ShardSession { id: session, shard }) => {
                 self.in_shard(&asked, shard, batch::Operation::CloseSession { session });
             }
+            Operation::TakeSnapshot { shard } => self.snapshot(&asked, shard),
             Operation::Keys(scan) => self.page(&asked, scan, false),
             Operation::Entries(scan) => self.page(&asked, scan, true),
             // Hello never leaves the core it arrived at, and operations with one key are above.
@@ -645,6 +646,10 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
         } else if self.moment.stopping {
             self.dispatch.stats.requests_shutting_down += 1;
             (Status::ShuttingDown, "the node is stopping")
+        } else if request.operation.opcode().is_administrative() && !self.streams.is_admin(connection) {
+            self.dispatch.stats.requests_rejected += 1;
+            let message = "it takes the certificate of an administrator, which `generation certs admin` makes";
+            (Status::PermissionDenied, message)
         } else {
             return true;
         };
@@ -857,6 +862,27 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
             self.late(origin);
         } else if core == self.dispatch.core {
             self.batch(shard).in_sessions.push((origin, operation));
+        } else {
+            self.forward(core, incoming, origin, deadline);
+        }
+    }
+
+    /// A snapshot of this node's replica of a shard.
+    fn snapshot(&mut self, asked: &Asked<'t>, shard: u16) {
+        let &Asked {
+            incoming,
+            origin,
+            deadline,
+            ..
+        } = asked;
+        if !self.is_shard(shard, origin) {
+            return;
+        }
+        let core = owner(shard, self.dispatch.cores);
+        if self.is_late(deadline) {
+            self.late(origin);
+        } else if core == self.dispatch.core {
+            self.take_snapshot(shard, origin);
         } else {
             self.forward(core, incoming, origin, deadline);
         }

@@ -15,7 +15,7 @@ use crate::dispatch::{Batch, Member, Reader, Turn};
 use crate::env::disk::Disk;
 use crate::group::{self, Group, Read, Readiness, Refused, Token, What};
 use crate::raft::proposer::{Answer, Write};
-use crate::raft::replica::ReadError;
+use crate::raft::replica::{ReadError, SnapshotError};
 use crate::replica::Replica;
 use crate::replies::{Origin, Replies};
 use crate::streams::Streams;
@@ -247,8 +247,43 @@ impl<D: Disk> Turn<'_, '_, D> {
         for read in late {
             self.too_stale(shard, read.origin, None);
         }
+        for (origin, taken) in group.snapshots_taken() {
+            self.snapshot_taken(shard, origin, taken);
+        }
         group.confirm(now);
         self.settle(shard, group);
+    }
+
+    /// Has a snapshot taken of the replica here.
+    pub(crate) fn take_snapshot(&mut self, shard: u16, origin: Origin) {
+        let busy = match &mut self.dispatch.members[usize::from(shard)] {
+            Member::Group(group) => group.take_snapshot(origin).err(),
+            Member::Alone(_) | Member::Elsewhere => {
+                let message = "this node keeps nothing on a disk and has no snapshots: they are taken of shards that are replicated, \
+                               or whose durability is sync";
+                return self.say(shard, origin, Status::InvalidArgument, message);
+            }
+        };
+        if let Some(message) = busy {
+            self.dispatch.stats.requests_busy += 1;
+            self.say(shard, origin, Status::Busy, message);
+        }
+    }
+
+    fn snapshot_taken(&mut self, shard: u16, origin: Origin, taken: Result<u64, SnapshotError>) {
+        match taken {
+            Ok(index) => {
+                let mut meta = self.replies.meta(Status::Ok);
+                (meta.shard, meta.index) = (shard, index);
+                let options = ReplyOptions::default();
+                self.replies.reply(self.streams, origin, &meta, &options, &[]);
+            }
+            Err(error @ SnapshotError::NotWritten(_)) => {
+                self.say(shard, origin, Status::DiskFailed, &error.to_string());
+            }
+            // Another comes in its place, or the node is restarted.
+            Err(error @ SnapshotError::Stopped) => self.say(shard, origin, Status::Busy, &error.to_string()),
+        }
     }
 
     fn not_confirmed(&mut self, shard: u16, group: &mut Group<D>, read: &Read, error: ReadError) {

@@ -28,7 +28,7 @@ use crate::env::disk::Disk;
 use crate::quiescer::Quiescer;
 use crate::raft::network::Transport as _;
 use crate::raft::proposer::Proposer;
-use crate::raft::replica::{self, Leader, ReadError};
+use crate::raft::replica::{self, Leader, ReadError, SnapshotError};
 use crate::raft::shards::{Shards, Space};
 use crate::raft::transport::PeerTransport;
 use crate::raft::types::LogId;
@@ -40,6 +40,9 @@ const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Reads of a shard that wait, above which more are `Busy`.
 const READS_WAITING: usize = 16_384;
+
+/// Requests for a snapshot of a shard that wait, above which more are `Busy`.
+const SNAPSHOTS_WAITING: usize = 64;
 
 /// A replica as this core uses it.
 pub(crate) type Replica<D> = replica::Replica<D, PeerTransport>;
@@ -116,6 +119,9 @@ struct Behind {
     read: Read,
 }
 
+/// Whoever asked for a snapshot, and what came of it.
+pub(crate) type Snapshots = Vec<(Origin, Result<u64, SnapshotError>)>;
+
 /// What a confirmation came to.
 type Confirmed = Rc<RefCell<Option<Result<LogId, ReadError>>>>;
 
@@ -174,6 +180,9 @@ pub(crate) struct Group<D: Disk> {
     /// When the state at an index was the newest there was.
     fresh: Option<(Instant, u64)>,
     behind: Vec<Behind>,
+    /// How many wait for a snapshot, and those for whom that is over.
+    snapshots_waiting: usize,
+    snapshots: Rc<RefCell<Snapshots>>,
     /// Reads that may be served, and whose replies have not found room yet.
     pub(crate) unserved: Vec<Read>,
 }
@@ -223,6 +232,8 @@ impl<D: Disk> Group<D> {
             confirmed: Confirmed::default(),
             fresh: None,
             behind: Vec::new(),
+            snapshots_waiting: 0,
+            snapshots: Rc::default(),
             unserved: Vec::new(),
         }
     }
@@ -248,6 +259,7 @@ impl<D: Disk> Group<D> {
             && self.waiting.is_empty()
             && self.asked.is_none()
             && self.behind.is_empty()
+            && self.snapshots_waiting == 0
             && self.unserved.is_empty()
     }
 
@@ -417,6 +429,31 @@ impl<D: Disk> Group<D> {
                 self.behind.push(behind);
             }
         }
+    }
+
+    /// Has a snapshot of this replica taken for somebody who is told when it is durable. The error says why not now.
+    pub(crate) fn take_snapshot(&mut self, origin: Origin) -> Result<(), &'static str> {
+        let Some(replica) = self.replica() else {
+            return Err("this node has no replica of the shard yet");
+        };
+        if self.snapshots_waiting >= SNAPSHOTS_WAITING {
+            return Err("too many wait for a snapshot of the shard");
+        }
+        self.snapshots_waiting += 1;
+        let (snapshots, wake) = (Rc::clone(&self.snapshots), self.wake());
+        self.shards.spawn(async move {
+            let taken = replica.take_snapshot().await;
+            snapshots.borrow_mut().push((origin, taken));
+            wake();
+        });
+        Ok(())
+    }
+
+    /// Those whose snapshot is durable, or was not taken.
+    pub(crate) fn snapshots_taken(&mut self) -> Snapshots {
+        let taken = self.snapshots.take();
+        self.snapshots_waiting -= taken.len();
+        taken
     }
 
     /// The shard as the map shows it.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use common::*;
 use generation_node::{Durability, Replication, Timing};
 use generation_proto::{Consistency, Operation, RequestOptions, SlotTable, Status};
-use generation_sim::{Kill, NodeSetup, Sim, Weather};
+use generation_sim::{ClientIdentity, Kill, NodeSetup, Sim, Weather};
 
 const SHARDS: u16 = 3;
 
@@ -137,6 +137,62 @@ fn idle_shards_keep_still_and_wake() {
     };
     assert_eq!(orphans(&mut sim), 1);
     eventually(&mut sim, |sim| (orphans(sim) == 0).then_some(()));
+}
+
+/// A lane of an administrator's to a node.
+fn admin(sim: &mut Sim, node: usize) -> Lane {
+    let named = ClientIdentity::Named("generation://sim/admin/ops");
+    let client = sim.client_with(generation_quic::Limits::default(), named);
+    let (now, addr) = (sim.now(), sim.addr(node));
+    let key = sim.clients[client].connect(now, addr, 0);
+    sim.until(|sim| sim.clients[client].is_connected(key).then_some(()));
+    let stream = sim.clients[client].open(key).unwrap();
+    let lane = Lane { client, key, stream };
+    let hello = sim.clients[client].hello(key, stream);
+    assert_eq!(status(&wait(sim, lane, hello)), Status::Ok);
+    lane
+}
+
+#[test]
+fn a_node_takes_snapshots_of_its_replicas_for_administrators() {
+    let (mut sim, lane) = complete(4);
+    let refused = call(&mut sim, lane, Operation::TakeSnapshot { shard: 0 });
+    assert_eq!(status(&refused), Status::PermissionDenied);
+    assert!(refused.message.unwrap().contains("administrator"));
+    // Whoever leads, and whether the shard keeps still or not.
+    for node in 0..3 {
+        let admin = admin(&mut sim, node);
+        for shard in 0..SHARDS {
+            let before = stat(&mut sim, admin, &format!("shard.{shard}.index"));
+            let taken = call(&mut sim, admin, Operation::TakeSnapshot { shard });
+            assert_eq!(status(&taken), Status::Ok, "{taken:?}");
+            assert_eq!(taken.meta.shard, shard);
+            assert!(taken.meta.index >= before);
+            let newest = stat(&mut sim, admin, &format!("shard.{shard}.snapshot_index"));
+            assert!(newest >= taken.meta.index);
+        }
+        let none = call(&mut sim, admin, Operation::TakeSnapshot { shard: SHARDS });
+        assert_eq!(status(&none), Status::InvalidArgument);
+        // An administrator may do all that a client may.
+        let read = read(&mut sim, admin, b"absent", Consistency::Stale { max_age_ms: 1_000 });
+        assert_eq!(status(&read), Status::NotFound);
+    }
+}
+
+#[test]
+fn a_node_without_a_disk_says_that_it_has_no_snapshots() {
+    let mut sim = Sim::new(5, Weather::default());
+    sim.node(&NodeSetup {
+        cores: 2,
+        ..NodeSetup::default()
+    });
+    let admin = admin(&mut sim, 0);
+    // One of each core's shards.
+    for shard in 0..2 {
+        let refused = call(&mut sim, admin, Operation::TakeSnapshot { shard });
+        assert_eq!(status(&refused), Status::InvalidArgument);
+        assert!(refused.message.unwrap().contains("no snapshots"));
+    }
 }
 
 #[test]

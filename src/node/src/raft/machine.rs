@@ -81,6 +81,8 @@ struct State<D: Disk> {
     /// Who waits until an index has been applied.
     waiting: BTreeMap<u64, Vec<OneshotSender<()>>>,
     entries: u64,
+    /// Who waits until the next snapshot is durable, or one could not be written.
+    snapshot_waiting: Vec<OneshotSender<Result<u64, String>>>,
     /// What was wrong with a snapshot that was to be loaded.
     damage: Option<String>,
 }
@@ -113,6 +115,7 @@ impl<D: Disk> StateMachine<D> {
             heads: None,
             waiting: BTreeMap::new(),
             entries: 0,
+            snapshot_waiting: Vec::new(),
             damage: None,
         };
         Ok(Self(Rc::new(Shared {
@@ -154,6 +157,14 @@ impl<D: Disk> StateMachine<D> {
     /// Whether a snapshot is being taken.
     pub fn is_building(&self) -> bool {
         self.0.state.borrow().building
+    }
+
+    /// Gives the last entry in the next snapshot when that is durable, or why an attempt to write it has failed. It does not have one
+    /// taken.
+    pub(crate) fn next_snapshot(&self) -> OneshotReceiver<Result<u64, String>> {
+        let (sender, receiver) = LocalOneshot::channel();
+        self.0.state.borrow_mut().snapshot_waiting.push(sender);
+        receiver
     }
 
     /// What this was made with.
@@ -217,6 +228,13 @@ impl<D: Disk> State<D> {
                 // Who waited may have given up.
                 let _ = sender.send(());
             }
+        }
+    }
+
+    fn tell_of_snapshot(&mut self, result: &Result<u64, String>) {
+        for sender in self.snapshot_waiting.drain(..) {
+            // Who waited may have given up.
+            let _ = sender.send(result.clone());
         }
     }
 
@@ -356,11 +374,14 @@ impl<D: Disk> RaftSnapshotBuilder<Types> for SnapshotBuilder<D> {
                 }
                 Err(error) => {
                     tracing::error!(shard = shared.config.shard, %error, "a snapshot cannot be written; it is tried again");
+                    shared.state.borrow_mut().tell_of_snapshot(&Err(error.to_string()));
                     Runtime::sleep(RETRY).await;
                 }
             }
         };
-        shared.state.borrow_mut().building = false;
+        let mut state = shared.state.borrow_mut();
+        state.building = false;
+        state.tell_of_snapshot(&Ok(built.index().unwrap_or(0)));
         Ok(as_snapshot(built))
     }
 }

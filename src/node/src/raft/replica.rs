@@ -44,6 +44,10 @@ use crate::env::disk::Disk;
 /// Entries that whom leadership is handed to may lack: it gets them with the request.
 const HEIR_LAG: u64 = 64;
 
+/// How long openraft is given to begin with a snapshot before it is asked again: it takes no request while it is still busy with the end
+/// of the last one.
+const SNAPSHOT_ASKED: Duration = Duration::from_millis(50);
+
 /// How patient replicas are with each other.
 #[derive(Debug, Clone, Copy)]
 pub struct Timing {
@@ -158,6 +162,17 @@ pub enum ReadError {
     /// No majority has confirmed who leads in time.
     #[error("no majority of the shard's replicas answers")]
     NoQuorum,
+    /// The replica has stopped.
+    #[error("the replica has stopped")]
+    Stopped,
+}
+
+/// Why no snapshot was taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SnapshotError {
+    /// The disk did not take it. The replica tries again by itself.
+    #[error("the snapshot cannot be written, and is tried again: {0}")]
+    NotWritten(String),
     /// The replica has stopped.
     #[error("the replica has stopped")]
     Stopped,
@@ -479,6 +494,29 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         if !self.0.machine.is_building() {
             // It has stopped, and everybody else learns that elsewhere.
             let _ = self.0.raft.trigger().snapshot().await;
+        }
+    }
+
+    /// Has a snapshot taken, or waits for the one that is being taken; the last entry in it, once it is durable.
+    pub async fn take_snapshot(&self) -> Result<u64, SnapshotError> {
+        let machine = self.machine();
+        let newest = machine.snapshot_index();
+        if let (Some(index), false) = (newest, machine.is_building())
+            && machine.applied().is_some_and(|applied| applied.index == index)
+        {
+            return Ok(index);
+        }
+        let mut next = machine.next_snapshot();
+        loop {
+            if !machine.is_building() {
+                let asked = self.0.raft.trigger().snapshot().await;
+                asked.map_err(|_| SnapshotError::Stopped)?;
+            }
+            match Runtime::timeout(SNAPSHOT_ASKED, &mut next).await {
+                Ok(Ok(taken)) => return taken.map_err(SnapshotError::NotWritten),
+                Ok(Err(_)) => return Err(SnapshotError::Stopped),
+                Err(_) => {}
+            }
         }
     }
 

@@ -158,6 +158,7 @@ struct Files {
     by_path: BTreeMap<String, Rc<RefCell<Vec<u8>>>>,
     syncs: u64,
     fails: bool,
+    fails_at: Option<&'static str>,
 }
 
 /// A disk that keeps everything at once.
@@ -178,6 +179,11 @@ impl MemoryDisk {
     /// Makes every write and sync fail from now on.
     pub(crate) fn fail(&self) {
         self.0.borrow_mut().fails = true;
+    }
+
+    /// Lets no file be made from now on whose path contains `part`; `None`: lets all.
+    pub(crate) fn fail_at(&self, part: Option<&'static str>) {
+        self.0.borrow_mut().fails_at = part;
     }
 
     /// The bytes of a file, to be changed behind the program's back.
@@ -221,6 +227,9 @@ impl Disk for MemoryDisk {
 
     async fn open(&self, path: &str, how: Open) -> io::Result<MemoryFile> {
         let mut files = self.0.borrow_mut();
+        if how == Open::CreateNew && files.fails_at.is_some_and(|part| path.contains(part)) {
+            return Err(io::Error::other("injected"));
+        }
         let there = files.by_path.get(path).cloned();
         let content = match (there, how) {
             (Some(_), Open::CreateNew) => return Err(io::ErrorKind::AlreadyExists.into()),

@@ -16,7 +16,7 @@ use super::journal::{Identity, Journal, JournalConfig};
 use super::machine::MachineConfig;
 use super::network::{CallError, Transport};
 use super::proposer::{Answer, PIPELINE, Proposer, Write};
-use super::replica::{Beginning, Replica, ReplicaConfig, ReplicaError, Timing};
+use super::replica::{Beginning, Replica, ReplicaConfig, ReplicaError, SnapshotError, Timing};
 use super::runtime::Runtime;
 use super::testing::{Bench, MemoryDisk};
 use super::types::Place;
@@ -369,6 +369,59 @@ fn a_flipped_bit_in_a_snapshot_is_refused() {
         let started = Replica::start(bench.ambient(), &journal, disk.clone(), Nobody, config).await;
         let error = started.unwrap_err().to_string();
         assert!(error.contains("checksum"), "{error}");
+        journal.stop();
+    });
+}
+
+fn snapshots(disk: &MemoryDisk) -> Vec<String> {
+    let mut paths = disk.paths();
+    paths.retain(|path| path.contains("snapshots/"));
+    paths
+}
+
+#[test]
+fn whoever_asks_for_a_snapshot_shares_the_one_that_is_taken() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    bench.run(async {
+        let (journal, replica) = start(&bench, &disk, &[1]).await;
+        leads(&replica).await;
+        let mut proposer = Proposer::new(Duration::from_secs(1));
+        propose(&bench, &mut proposer, &replica, 1_000, &[put(b"a", b"1", 0)]).await;
+        let index = replica.last_index();
+        let asked = futures_util::future::join_all((0..3).map(|_| replica.take_snapshot()));
+        assert_eq!(asked.await, [Ok(index), Ok(index), Ok(index)]);
+        let first = snapshots(&disk);
+        assert_eq!(first.len(), 1);
+        assert!(first[0].ends_with(".snapshot"), "it is complete: {first:?}");
+        // Nothing has changed, so it is as good as another.
+        assert_eq!(replica.take_snapshot().await, Ok(index));
+        assert_eq!(snapshots(&disk), first);
+        propose(&bench, &mut proposer, &replica, 1_000, &[put(b"a", b"2", 0)]).await;
+        assert_eq!(replica.take_snapshot().await, Ok(index + 1));
+        assert_ne!(snapshots(&disk), first);
+        replica.stop().await;
+        assert_eq!(replica.take_snapshot().await, Ok(index + 1), "it is there all the same");
+        journal.stop();
+    });
+}
+
+#[test]
+fn whoever_asks_for_a_snapshot_learns_that_it_cannot_be_written() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    bench.run(async {
+        let (journal, replica) = start(&bench, &disk, &[1]).await;
+        leads(&replica).await;
+        disk.fail_at(Some("snapshots/"));
+        let refused = replica.take_snapshot().await;
+        assert!(matches!(refused, Err(SnapshotError::NotWritten(_))), "{refused:?}");
+        disk.fail_at(None);
+        assert_eq!(replica.take_snapshot().await, Ok(replica.last_index()));
+        let mut proposer = Proposer::new(Duration::from_secs(1));
+        propose(&bench, &mut proposer, &replica, 1_000, &[put(b"a", b"1", 0)]).await;
+        replica.stop().await;
+        assert_eq!(replica.take_snapshot().await, Err(SnapshotError::Stopped));
         journal.stop();
     });
 }

@@ -5,3 +5,4 @@ mod directories;
 mod faults;
 mod load;
 mod processes;
+mod snapshots;
