@@ -217,7 +217,7 @@ impl<D: Disk> Dispatch<D> {
         let table = SlotTable::new(&map.ranges, map.shards.len()).expect("invariant: even ranges cover every slot");
         let member = |shard| match groups {
             _ if owner(shard, cores) != core => Member::Elsewhere,
-            None => Member::Alone(Box::new(Replica::new(config.shard))),
+            None => Member::Alone(Box::new(Replica::new(config.shard, config.node_limits.sessions()))),
             Some(common) => Member::Group(Box::new(Group::new(shard, common))),
         };
         Self {
@@ -712,13 +712,14 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
             seq: session.seq.saturating_add(u64::from(position)),
             first_unacked: session.first_unacked,
         };
-        if session.in_window() {
+        let window = self.dispatch.node_limits.session_window;
+        if session.in_window() && session.seq - session.first_unacked < window {
             let session = Some(session);
             let operation = batch::Operation::Command { command, session };
             return self.batch(shard).in_sessions.push((origin, operation));
         }
         self.dispatch.stats.requests_busy += 1;
-        let message = format!("{SESSION_WINDOW} writes of the session are without a reply");
+        let message = format!("{window} writes of the session are without a reply");
         self.replies.refuse(self.streams, origin, Status::Busy, &message);
     }
 

@@ -171,6 +171,7 @@ impl<D: Disk> Turn<'_, '_, D> {
                 return;
             }
         };
+        self.dispatch.stats.writes += (batch.writes.len() + batch.in_sessions.len()) as u64;
         let plain = batch.writes.drain(..);
         let plain = plain.map(|(origin, command)| (origin, Operation::from(command)));
         let writes = plain.chain(batch.in_sessions.drain(..));
@@ -178,8 +179,11 @@ impl<D: Disk> Turn<'_, '_, D> {
             token: Token::Write(origin),
             operation,
         });
-        let mut writes: Vec<Write<'_, Token>> = writes.collect();
-        self.dispatch.stats.writes += writes.len() as u64;
+        let configuration = group.configuration(&replica).map(|configuration| Write {
+            token: Token::Configured,
+            operation: Operation::Configure(configuration),
+        });
+        let mut writes: Vec<Write<'_, Token>> = configuration.into_iter().chain(writes).collect();
         let wake = group.wake();
         let (now, now_ms) = (self.moment.now, self.moment.now_ms);
         group.proposer.propose(&replica, now, now_ms, &mut writes, &wake);
@@ -295,6 +299,7 @@ impl<D: Disk> Turn<'_, '_, D> {
             return self.too_stale(shard, read.origin, age);
         }
         let refused = match (error, replica) {
+            (_, Some(replica)) if replica.has_ended() => group.not_leading(now, &replica),
             (ReadError::NotLeader(_), Some(replica)) => group.not_leading(now, &replica),
             (ReadError::NotLeader(_), None) => Refused::Leaderless,
             (ReadError::NoQuorum | ReadError::Stopped, _) => Refused::NoQuorum,
@@ -317,6 +322,12 @@ impl<D: Disk> Turn<'_, '_, D> {
 
     fn settled(&mut self, shard: u16, group: &mut Group<D>, token: Token, answer: Answer) {
         let (origin, is_write) = match token {
+            Token::Configured => {
+                if let Answer::NotProposed(_) | Answer::NoQuorum = answer {
+                    group.not_configured();
+                }
+                return;
+            }
             Token::Write(origin) => (origin, true),
             Token::Expired(origin) => (origin, false),
         };
@@ -392,9 +403,14 @@ impl<D: Disk> Turn<'_, '_, D> {
             Refused::Moved(moved) => {
                 let mut meta = self.replies.meta(Status::Moved);
                 meta.shard = shard;
+                let message = if moved.leader == 0 {
+                    "this node's replica of the shard has ended: another node leads it, or will soon"
+                } else {
+                    "another node leads the shard"
+                };
                 let options = ReplyOptions {
                     moved: Some(moved),
-                    ..ReplyOptions::message("another node leads the shard")
+                    ..ReplyOptions::message(message)
                 };
                 return self.replies.reply(self.streams, origin, &meta, &options, &[]);
             }

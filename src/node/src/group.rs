@@ -10,6 +10,7 @@
 //!   whoever writes, within [`WRITE_PATIENCE`].
 //! - Nothing is acknowledged before a majority of the replicas that the group is to have votes in it.
 //! - `Moved`, `Busy`, `ReadOnly` and `NoQuorum` are answers to what was not proposed.
+//! - A replica that has ended sends whoever asks to the others, where there are any.
 //! - A read waits for a confirmation that begins after the read has arrived. One that asks for less is served as soon as the state
 //!   here is as fresh as it wants.
 //!
@@ -20,6 +21,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use generation_engine::batch::Configuration;
 use generation_proto::Consistency;
 use generation_proto::map::{Replica as MapReplica, Shard as MapShard};
 use generation_proto::options::Moved;
@@ -85,6 +87,8 @@ impl News {
 pub(crate) enum Token {
     /// Whoever asked for a write.
     Write(Origin),
+    /// Nobody: the leader says by what limits the shard works.
+    Configured,
     /// Whoever asked for an entry whose time has come, and is told that it is absent when no replica can serve it any more.
     Expired(Origin),
 }
@@ -171,6 +175,8 @@ pub(crate) struct Group<D: Disk> {
     patience: Duration,
     /// Voters without which the group is still being formed, and takes no writes.
     least_voters: usize,
+    /// The term in which this leader has said by what limits the shard works.
+    configured_in: u64,
     /// Since when nobody has led, as far as it is known here.
     leaderless_since: Option<Instant>,
     waiting: Vec<Read>,
@@ -226,6 +232,7 @@ impl<D: Disk> Group<D> {
             wake: Rc::new(wake),
             patience: common.patience,
             least_voters: common.least_voters,
+            configured_in: 0,
             leaderless_since: None,
             waiting: Vec::new(),
             asked: None,
@@ -305,8 +312,41 @@ impl<D: Disk> Group<D> {
         Ok(replica)
     }
 
+    /// What stands in front of the first writes of each term: the limits that this leader's node is configured to, which every replica
+    /// takes from the log. So they are the same on all of them whatever their own nodes' files say.
+    pub(crate) fn configuration(&mut self, replica: &Replica<D>) -> Option<Configuration> {
+        let term = replica.term();
+        if std::mem::replace(&mut self.configured_in, term) == term {
+            return None;
+        }
+        let machine = &replica.config().machine;
+        Some(Configuration {
+            policy: machine.shard_config.policy,
+            budget_bytes: machine.shard_config.budget_bytes,
+            max_records: machine.shard_config.max_records,
+            sessions: machine.sessions,
+        })
+    }
+
+    /// What stood in front was not proposed.
+    pub(crate) fn not_configured(&mut self) {
+        self.configured_in = 0;
+    }
+
     /// What to say when this replica does not lead.
     pub(crate) fn not_leading(&mut self, now: Instant, replica: &Replica<D>) -> Refused {
+        if replica.has_ended() {
+            if replica.members().all.len() < 2 {
+                return Refused::NoQuorum;
+            }
+            // Who leads now is the others' to say.
+            return Refused::Moved(Moved {
+                epoch: self.epoch,
+                term: replica.term(),
+                leader: 0,
+                core: 0,
+            });
+        }
         match replica.leader() {
             Some(leader) if leader.place.node != self.node && self.transport.is_alive(leader.place.node) => {
                 self.leaderless_since = None;
@@ -500,6 +540,8 @@ impl<D: Disk> Group<D> {
             ("journal_bytes", self.shards.journal().held_bytes(u32::from(self.shard))),
             ("quiesced", u64::from(self.quiescer.is_still(self.shard))),
             ("snapshotting", u64::from(replica.machine().is_building())),
+            ("damaged_snapshots", replica.machine().damaged_snapshots()),
+            ("ended", replica.ended().map_or(0, |ended| ended.code())),
         ];
         stats::encode_of_shard(self.shard, &counters, out);
     }

@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use generation_engine::ShardConfig;
-use generation_engine::session::SessionLimits;
 use generation_proto::close_code;
 use generation_quic::{Driver, DriverConfig};
 
@@ -104,7 +103,7 @@ async fn open_groups<E: Env>(
             shard: shard.into(),
             epoch: config.epoch,
             shard_config: ShardConfig { seed, ..config.shard },
-            sessions: SessionLimits::default(),
+            sessions: config.node_limits.sessions(),
             next_replica_id: 2,
         };
         shards.settle(Rc::clone(&placement), machine).await?;

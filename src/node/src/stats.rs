@@ -9,7 +9,8 @@
 //!   time), `core`, and `state_hash_high` and `state_hash_low`, the two halves of the state hash. Of a replica in a group, also
 //!   `replica` (its id), `term`, `leads` (0 or 1), `votes` (0 or 1), `log_index` (the last entry of its log), `snapshot_index` (the last
 //!   entry in its newest snapshot), `journal_bytes` (of the files with live entries of its log), `quiesced` (0 or 1),
-//!   `snapshotting` (0 or 1).
+//!   `snapshotting` (0 or 1), `damaged_snapshots` (found since the start), `ended` (0: it works; otherwise the code of
+//!   [`crate::raft::replica::Ended`]).
 //! - `core.N.durability_sync`, `core.N.journal_failed`, and the same of the node, if it is replicated: 0 or 1.
 
 use bytes::BytesMut;

@@ -6,7 +6,7 @@
 //! # What holds
 //! - Entries are applied in order, each whole; what its operations answered goes to whoever proposed it, after it was applied.
 //! - **Snapshots are monotonic.** A snapshot that took long and is older than one installed meanwhile is thrown away; openraft is told of
-//!   the newer one.
+//!   the newer one. One that was found damaged is replaced by one of the same state too.
 //! - A snapshot that cannot be written, because the disk is full or fails, is tried again with a new file; openraft, for which any
 //!   error of storage is the end, only sees that it takes long.
 //!
@@ -81,6 +81,8 @@ struct State<D: Disk> {
     /// Who waits until an index has been applied.
     waiting: BTreeMap<u64, Vec<OneshotSender<()>>>,
     entries: u64,
+    /// Snapshots that were found damaged and have been replaced.
+    damaged_snapshots: u64,
     /// Who waits until the next snapshot is durable, or one could not be written.
     snapshot_waiting: Vec<OneshotSender<Result<u64, String>>>,
     /// What was wrong with a snapshot that was to be loaded.
@@ -115,6 +117,7 @@ impl<D: Disk> StateMachine<D> {
             heads: None,
             waiting: BTreeMap::new(),
             entries: 0,
+            damaged_snapshots: 0,
             snapshot_waiting: Vec::new(),
             damage: None,
         };
@@ -147,6 +150,17 @@ impl<D: Disk> StateMachine<D> {
     /// Index of the last entry in the newest snapshot.
     pub fn snapshot_index(&self) -> Option<u64> {
         self.0.state.borrow().snapshot.as_ref()?.index()
+    }
+
+    /// Whether the newest snapshot was found damaged when it was read, so that another has to be taken.
+    pub fn needs_snapshot(&self) -> bool {
+        let state = self.0.state.borrow();
+        state.snapshot.as_ref().is_some_and(|snapshot| !snapshot.is_sound())
+    }
+
+    /// Snapshots that were found damaged since the start.
+    pub fn damaged_snapshots(&self) -> u64 {
+        self.0.state.borrow().damaged_snapshots + u64::from(self.needs_snapshot())
     }
 
     /// What is wrong with a snapshot that was to be loaded, if its checksums do not hold or it cannot be read.
@@ -309,9 +323,12 @@ impl<D: Disk> Shared<D> {
             let mut state = self.state.borrow_mut();
             match &state.snapshot {
                 Some(current) if current.path == built.path => return built,
-                Some(current) if current.index() >= built.index() => (current.clone(), Some(built)),
+                Some(current) if current.is_sound() && current.index() >= built.index() => {
+                    (current.clone(), Some(built))
+                }
                 _ => {
                     let old = state.snapshot.replace(built.clone());
+                    state.damaged_snapshots += u64::from(old.as_ref().is_some_and(|old| !old.is_sound()));
                     (built, old)
                 }
             }
@@ -355,7 +372,8 @@ impl<D: Disk> RaftSnapshotBuilder<Types> for SnapshotBuilder<D> {
         let asked = shared.state.borrow().applied;
         while shared.state.borrow().building {
             Runtime::sleep(BUSY).await;
-            if let Some(current) = shared.current().filter(|current| current.meta.last_log_id >= asked) {
+            let enough = |current: &SnapshotFile<D>| current.is_sound() && current.meta.last_log_id >= asked;
+            if let Some(current) = shared.current().filter(enough) {
                 return Ok(as_snapshot(current));
             }
         }

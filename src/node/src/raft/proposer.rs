@@ -8,6 +8,7 @@
 //! - What was proposed and not applied yet counts as there when room is made.
 //! - At most [`PIPELINE`] entries are on their way. What comes meanwhile gathers in the next ones, so that entries grow with the load: an
 //!   entry costs the same with one operation or with hundreds. What gathers and does not get to be proposed has not been.
+//! - What the journal would not take is refused before anything of it is proposed.
 //! - A leader that no majority has heard of lately asks one first.
 //!
 //! Not here: who asks, what a token means, and whether this replica should be asked at all.
@@ -117,6 +118,8 @@ pub struct Proposer<K> {
     answers: Vec<(K, Answer)>,
     victims: Vec<Victim>,
     patience: Duration,
+    /// The longest entry the journal takes.
+    entry_bytes: usize,
     led: bool,
 }
 
@@ -135,6 +138,7 @@ impl<K> Proposer<K> {
             answers: Vec::new(),
             victims: Vec::new(),
             patience,
+            entry_bytes: usize::MAX,
             led: false,
         }
     }
@@ -164,6 +168,7 @@ impl<K> Proposer<K> {
         if writes.is_empty() {
             return;
         }
+        self.entry_bytes = replica.entry_bytes();
         let (bytes, records) = self.make_room(replica, writes);
         let mut victims = std::mem::take(&mut self.victims);
         for victim in victims.drain(..) {
@@ -199,7 +204,7 @@ impl<K> Proposer<K> {
                 return pushed;
             }
         }
-        let mut batch = BatchWriter::new();
+        let mut batch = BatchWriter::within(self.entry_bytes);
         let pushed = batch.push(operation)?;
         self.gathered_bytes += batch.len_bytes();
         let flight = self.flight(now);
@@ -225,6 +230,7 @@ impl<K> Proposer<K> {
         expired: impl Iterator<Item = (K, (u64, Version))>,
         wake: &Rc<dyn Fn()>,
     ) {
+        self.entry_bytes = replica.entry_bytes();
         for (token, (hash, version)) in expired {
             self.push_for(now, token, &Operation::from(Command::Expire { hash, version }));
         }
@@ -252,6 +258,7 @@ impl<K> Proposer<K> {
         if !replica.leads() {
             return;
         }
+        self.entry_bytes = replica.entry_bytes();
         let (mut due, mut sessions) = (Vec::new(), Vec::new());
         replica.machine().with(|machine| {
             machine.shard_mut().propose_expired(now_ms, max_work, &mut due);

@@ -10,6 +10,7 @@
 //!   applied is in doubt, however it was lost.
 //! - **A read is confirmed after it was asked for.** One that comes while a confirmation is under way waits for the next.
 //! - A follower asks the leader for the index and waits until it has applied that itself.
+//! - **Who has ended leads nothing.** When openraft's core is gone, for whatever reason, the last it said of itself means nothing.
 //! - A leader never goes on in its old term after a restart: with a lost tail the same log id would come twice.
 //!
 //! Not here: requests and replies of clients, sessions of theirs, when a snapshot is due.
@@ -25,7 +26,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
+use openraft::errors::{ClientWriteError, Fatal, InitializeError, LinearizableReadError, RaftError};
 use openraft::raft::ClientWriteResult;
 use openraft::{Config, Raft, ReadPolicy, ServerState, SnapshotPolicy};
 use openraft_rt::{AsyncRuntime as _, Instant as _, Oneshot as _, OneshotSender as _};
@@ -167,6 +168,31 @@ pub enum ReadError {
     Stopped,
 }
 
+/// Why a replica has ended. It comes back when its node is restarted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Ended {
+    /// It was stopped.
+    #[error("it was stopped")]
+    Stopped,
+    /// What it reads or writes its log and state with has failed.
+    #[error("{0}")]
+    Storage(String),
+    /// Its task is gone.
+    #[error("its task ended without a word, which is a defect of the program")]
+    Lost,
+}
+
+impl Ended {
+    /// The number that stands for it in counters; 0 stands for a replica that has not ended.
+    pub const fn code(&self) -> u64 {
+        match self {
+            Self::Storage(_) => 1,
+            Self::Lost => 2,
+            Self::Stopped => 3,
+        }
+    }
+}
+
 /// Why no snapshot was taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SnapshotError {
@@ -240,6 +266,7 @@ struct Inner<D: Disk, T> {
     transport: T,
     metrics: WatchReceiver<openraft::metrics::RaftServerMetrics<Types>>,
     config: ReplicaConfig,
+    entry_bytes: usize,
     gate: Gate,
     receiving: RefCell<Receiving<D>>,
 }
@@ -308,6 +335,7 @@ impl<D: Disk, T: Transport> Replica<D, T> {
             machine,
             transport,
             config,
+            entry_bytes: journal.entry_bytes(),
             gate: Gate::default(),
             receiving: RefCell::new(Receiving::Idle),
         })))
@@ -323,13 +351,36 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         &self.0.raft
     }
 
+    /// Whether it has ended: what it says of itself otherwise is the last it knew.
+    pub fn has_ended(&self) -> bool {
+        self.0.metrics.is_closed()
+    }
+
+    /// Why it has ended, if it has.
+    pub fn ended(&self) -> Option<Ended> {
+        if !self.has_ended() {
+            return None;
+        }
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        Some(match &metrics.running_state {
+            Err(Fatal::Stopped) => Ended::Stopped,
+            Err(Fatal::StorageError(error)) => Ended::Storage(error.to_string()),
+            // openraft only says what has ended in good order.
+            Err(Fatal::Panicked) | Ok(()) => Ended::Lost,
+        })
+    }
+
     /// Whether this replica leads, as far as it knows.
     pub fn leads(&self) -> bool {
-        self.0.metrics.borrow_watched().state == ServerState::Leader
+        self.0.metrics.borrow_watched().state == ServerState::Leader && !self.has_ended()
     }
 
     /// Who leads, as far as this replica knows.
     pub fn leader(&self) -> Option<Leader> {
+        if self.has_ended() {
+            return None;
+        }
         let metrics = self.0.metrics.borrow_watched();
         let replica = metrics.current_leader?;
         let place = *metrics.membership_config.get_node(&replica)?;
@@ -363,6 +414,10 @@ impl<D: Disk, T: Transport> Replica<D, T> {
 
     /// Proposes one log entry. `done` is called exactly once, now or later.
     pub fn propose(&self, commands: Bytes, done: impl FnOnce(Outcome) + 'static) {
+        if self.has_ended() {
+            // Nobody is there to append it.
+            return done(Outcome::NotProposed(None));
+        }
         let proposal = Proposal {
             done: Some(Box::new(done)),
             sent: Rc::new(Cell::new(false)),
@@ -403,6 +458,7 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         // A change under way counts with both of its sides.
         let one = |members: &StoredMembership| matches!(&members.get_joint_config()[..], [voters] if voters.len() == 1);
         let alone = metrics.state == ServerState::Leader
+            && !self.has_ended()
             && one(&metrics.membership_config)
             && one(&metrics.committed_membership_config);
         let applied = self.0.machine.applied()?;
@@ -415,7 +471,7 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         let metrics = self.0.raft.metrics();
         let metrics = metrics.borrow_watched();
         let membership = &metrics.membership_config;
-        if metrics.state != ServerState::Leader || membership.membership().get_joint_config().len() != 1 {
+        if !self.leads() || membership.membership().get_joint_config().len() != 1 {
             return None;
         }
         let last = metrics.last_log_index.unwrap_or(0);
@@ -475,6 +531,11 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         &self.0.config
     }
 
+    /// The longest entry of its log that the journal takes, in bytes. A longer one would be the end of the replica.
+    pub fn entry_bytes(&self) -> usize {
+        self.0.entry_bytes
+    }
+
     /// Whether a majority has confirmed this leader so lately that it takes proposals: openraft refuses those of a leader that may have
     /// been replaced, which one that has kept still looks like.
     pub fn is_confirmed(&self) -> bool {
@@ -501,7 +562,7 @@ impl<D: Disk, T: Transport> Replica<D, T> {
     pub async fn take_snapshot(&self) -> Result<u64, SnapshotError> {
         let machine = self.machine();
         let newest = machine.snapshot_index();
-        if let (Some(index), false) = (newest, machine.is_building())
+        if let (Some(index), false) = (newest, machine.is_building() || machine.needs_snapshot())
             && machine.applied().is_some_and(|applied| applied.index == index)
         {
             return Ok(index);

@@ -191,6 +191,11 @@ impl MemoryDisk {
         Rc::clone(&self.0.borrow().by_path[path])
     }
 
+    /// Removes a file behind the program's back.
+    pub(crate) fn lose(&self, path: &str) {
+        self.0.borrow_mut().by_path.remove(path);
+    }
+
     pub(crate) fn paths(&self) -> Vec<String> {
         self.0.borrow().by_path.keys().cloned().collect()
     }
