@@ -311,6 +311,8 @@ fn core_config(
         },
         node_limits: NodeLimits {
             drain: config.limits.drain,
+            session_window: config.sessions.window,
+            session_idle: config.sessions.idle_timeout,
             ..NodeLimits::default()
         },
         quic_limits: generation_quic::Limits {

@@ -23,6 +23,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "tls",
             "memory",
             "journal",
+            "sessions",
             "limits",
             "network",
             "log",
@@ -33,6 +34,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
     ("tls", &["ca", "certificate", "key"]),
     ("memory", &["budget", "max_records", "policy"]),
     ("journal", &["size", "segment", "snapshot_after"]),
+    ("sessions", &["idle_timeout", "window"]),
     (
         "limits",
         &["max_value", "connections_per_core", "idle_timeout", "drain"],

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use generation_proto::limits::SESSION_WINDOW;
 use serde::Deserialize;
 
 use crate::tls::load::TlsFiles;
@@ -47,6 +48,8 @@ pub struct Config {
     pub memory: Memory,
     /// `[journal]`.
     pub journal: Journal,
+    /// `[sessions]`.
+    pub sessions: Sessions,
     /// `[limits]`.
     pub limits: Limits,
     /// `[network]`.
@@ -89,6 +92,17 @@ pub enum Policy {
     S3Fifo,
     /// Nothing does; the write is refused.
     NoEvict,
+}
+
+/// `[sessions]`: of clients whose writes are executed exactly once.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sessions {
+    /// How long one may be idle before it expires.
+    #[serde(deserialize_with = "duration")]
+    pub idle_timeout: Duration,
+    /// Most writes from the oldest without a reply to the newest.
+    pub window: u64,
 }
 
 /// `[limits]`: bounds on what peers can make a node hold or do.
@@ -150,6 +164,7 @@ impl Default for Config {
             tls: Tls::default(),
             memory: Memory::default(),
             journal: Journal::default(),
+            sessions: Sessions::default(),
             limits: Limits::default(),
             network: Network::default(),
             log: Log::default(),
@@ -173,6 +188,15 @@ impl Default for Memory {
             budget: ByteSize::gib(1),
             max_records: None,
             policy: Policy::Lru,
+        }
+    }
+}
+
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            idle_timeout: Duration::from_mins(10),
+            window: SESSION_WINDOW,
         }
     }
 }
@@ -338,12 +362,25 @@ impl Config {
         if self.limits.drain > Duration::from_mins(1) {
             return wrong("limits.drain", "must be at most \"1m\"".into());
         }
+        let (idle, day) = (self.sessions.idle_timeout, Duration::from_hours(24));
+        if !(Duration::from_secs(1)..=day * 7).contains(&idle) {
+            return wrong("sessions.idle_timeout", "must be \"1s\" to \"7days\"".into());
+        }
+        if !(MIN_SESSION_WINDOW..=SESSION_WINDOW).contains(&self.sessions.window) {
+            return wrong(
+                "sessions.window",
+                format!("must be {MIN_SESSION_WINDOW} to {SESSION_WINDOW}"),
+            );
+        }
         if !(64 << 10..=1 << 30).contains(&self.network.socket_buffer.as_u64()) {
             return wrong("network.socket_buffer", "must be \"64KiB\" to \"1GiB\"".into());
         }
         Ok(())
     }
 }
+
+/// Least window of a session: clients send as many keys in one request.
+const MIN_SESSION_WINDOW: u64 = 256;
 
 /// Least budget of one shard: below, fixed costs outweigh the entries.
 const MIN_SHARD_BYTES: u64 = 64 << 10;
@@ -476,6 +513,9 @@ mod tests {
             ("limits.connections_per_core = 0", "limits.connections_per_core"),
             ("limits.idle_timeout = \"1ms\"", "limits.idle_timeout"),
             ("limits.drain = \"1h\"", "limits.drain"),
+            ("sessions.idle_timeout = \"10ms\"", "sessions.idle_timeout"),
+            ("sessions.window = 255", "sessions.window"),
+            ("sessions.window = 1025", "sessions.window"),
             ("network.socket_buffer = 1", "network.socket_buffer"),
         ] {
             let error = parse(text).unwrap().validate().unwrap_err();
