@@ -325,6 +325,15 @@ impl<D: Disk> Dispatch<D> {
         }
     }
 
+    /// Hands leaderships over that other nodes should have.
+    pub(crate) fn tend_leaderships(&mut self, now: Instant) {
+        for member in &mut self.members {
+            if let Member::Group(group) = member {
+                group.tend_leadership(now);
+            }
+        }
+    }
+
     /// What has changed about this core's shards, for the other cores and for the map.
     pub(crate) fn look(&mut self) -> Vec<ShardView> {
         let mut changed = Vec::new();

@@ -315,6 +315,7 @@ impl<D: Disk> Turn<'_, '_, D> {
         group.proposer.drain(&replica, now, now_ms, &wake, |token, answer| {
             answers.push((token, answer));
         });
+        group.leave_when_quiet(&replica);
         for (token, answer) in answers {
             self.settled(shard, group, token, answer);
         }

@@ -25,15 +25,18 @@ use generation_engine::batch::Configuration;
 use generation_proto::Consistency;
 use generation_proto::map::{Replica as MapReplica, Shard as MapShard};
 use generation_proto::options::Moved;
+use openraft_rt::AsyncRuntime as _;
 
 use crate::env::disk::Disk;
+use crate::leadership::{Leadership, Ticket};
 use crate::quiescer::Quiescer;
 use crate::raft::network::Transport as _;
 use crate::raft::proposer::Proposer;
 use crate::raft::replica::{self, Leader, ReadError, SnapshotError};
+use crate::raft::runtime::Runtime;
 use crate::raft::shards::{Shards, Space};
 use crate::raft::transport::PeerTransport;
-use crate::raft::types::LogId;
+use crate::raft::types::{LogId, ReplicaId};
 use crate::replies::Origin;
 use crate::stats;
 
@@ -123,6 +126,23 @@ struct Behind {
     read: Read,
 }
 
+/// How long handing leadership over may take.
+const LEAVING: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether it is done.
+const LEAVING_STEP: Duration = Duration::from_millis(5);
+
+/// Leadership that is being handed over.
+#[derive(Debug)]
+struct Leaving {
+    heir: ReplicaId,
+    until: Instant,
+    /// Everything that was proposed has come to an end, and the heir was told.
+    told: bool,
+    /// Ends with it.
+    _ticket: Ticket,
+}
+
 /// Whoever asked for a snapshot, and what came of it.
 pub(crate) type Snapshots = Vec<(Origin, Result<u64, SnapshotError>)>;
 
@@ -169,6 +189,8 @@ pub(crate) struct Group<D: Disk> {
     shards: Shards<D, PeerTransport>,
     transport: PeerTransport,
     quiescer: Rc<Quiescer<D>>,
+    leadership: Rc<Leadership>,
+    leaving: Option<Leaving>,
     pub(crate) proposer: Proposer<Token>,
     news: Rc<News>,
     wake: Rc<dyn Fn()>,
@@ -209,6 +231,7 @@ pub(crate) struct Common<D: Disk> {
     pub(crate) shards: Shards<D, PeerTransport>,
     pub(crate) transport: PeerTransport,
     pub(crate) quiescer: Rc<Quiescer<D>>,
+    pub(crate) leadership: Rc<Leadership>,
     pub(crate) news: Rc<News>,
     pub(crate) patience: Duration,
     /// A majority of the replicas that each group is to have.
@@ -227,6 +250,8 @@ impl<D: Disk> Group<D> {
             shards: common.shards.clone(),
             transport: common.transport.clone(),
             quiescer: Rc::clone(&common.quiescer),
+            leadership: Rc::clone(&common.leadership),
+            leaving: None,
             proposer: Proposer::new(WRITE_PATIENCE),
             news: Rc::clone(&common.news),
             wake: Rc::new(wake),
@@ -521,9 +546,69 @@ impl<D: Disk> Group<D> {
         })
     }
 
-    /// Of all replicas of the core: whether what is acknowledged is on disks, and whether the journal has failed.
-    pub(crate) fn flags(&self) -> [bool; 2] {
-        [self.shards.journal().is_durable(), self.shards.failure().is_some()]
+    /// Of all replicas of the core: whether what is acknowledged is on disks, whether the journal has failed, and how far the node's
+    /// clock is off the others', in milliseconds.
+    pub(crate) fn flags(&self) -> [u64; 3] {
+        [
+            u64::from(self.shards.journal().is_durable()),
+            u64::from(self.shards.failure().is_some()),
+            self.leadership.clocks().skew_ms.unsigned_abs(),
+        ]
+    }
+
+    /// Hands leadership over where another node should have it. To be called now and then.
+    pub(crate) fn tend_leadership(&mut self, now: Instant) {
+        let Some(replica) = self.replica() else { return };
+        if let Some(leaving) = &self.leaving {
+            if leaving.until <= now || !replica.leads() {
+                self.stay();
+            }
+        } else if let Some((heir, ticket)) = self.leadership.heir(self.shard, &replica, now) {
+            tracing::info!(shard = self.shard, heir, "leadership is handed over");
+            self.quiescer.asked(self.shard, now);
+            self.proposer.hold(true);
+            self.leaving = Some(Leaving {
+                heir,
+                until: now + LEAVING,
+                told: false,
+                _ticket: ticket,
+            });
+        }
+        self.leave_when_quiet(&replica);
+    }
+
+    /// Tells the heir, once everything that was proposed has come to an end, so that nothing is in doubt; ends it when it is done.
+    pub(crate) fn leave_when_quiet(&mut self, replica: &Replica<D>) {
+        let Some(leaving) = &mut self.leaving else { return };
+        if leaving.told {
+            if !replica.leads() {
+                self.stay();
+            }
+            return;
+        }
+        if self.proposer.on_their_way() > 0 {
+            return;
+        }
+        leaving.told = true;
+        let (heir, replica, wake) = (leaving.heir, replica.clone(), self.wake());
+        self.shards.spawn(async move {
+            if replica.raft().trigger().transfer_leader(heir).await.is_ok() {
+                let steps = LEAVING.as_millis() / LEAVING_STEP.as_millis();
+                for _ in 0..steps {
+                    if !replica.leads() {
+                        break;
+                    }
+                    Runtime::sleep(LEAVING_STEP).await;
+                }
+            }
+            wake();
+        });
+    }
+
+    fn stay(&mut self) {
+        self.leaving = None;
+        self.proposer.hold(false);
+        self.come_back();
     }
 
     /// Appends what is to be known of the replica, beside the state.

@@ -7,6 +7,7 @@
 //! - Where a leader's node is known to be dead, one follower campaigns as soon as the others may vote for it, and the others wait for
 //!   their time-outs. It asks for votes beforehand, so that one who is wrong disturbs nobody.
 //!
+//! - A node that may not lead does not campaign.
 //! - Where a replica has ended on a node that lives, the others are told to start their clocks: nobody else would have them elect.
 //!
 //! Not here: who is alive, and what is agreed.
@@ -60,6 +61,10 @@ pub(crate) struct Quiescer<D: Disk> {
     peers: Peers,
     /// The longest election time-out.
     election_max: Duration,
+    /// Whether this node may campaign.
+    may_lead: Rc<Cell<bool>>,
+    /// What the replicas were last told of that.
+    told: Cell<bool>,
     /// By shard; `None` for those of other cores.
     stills: RefCell<Vec<Option<Still>>>,
 }
@@ -71,6 +76,7 @@ impl<D: Disk> Quiescer<D> {
         transport: PeerTransport,
         peers: Peers,
         election_max: Duration,
+        may_lead: Rc<Cell<bool>>,
     ) -> Rc<Self> {
         Rc::new(Self {
             node,
@@ -78,6 +84,8 @@ impl<D: Disk> Quiescer<D> {
             transport,
             peers,
             election_max,
+            may_lead,
+            told: Cell::new(true),
             stills: RefCell::default(),
         })
     }
@@ -138,7 +146,12 @@ impl<D: Disk> Quiescer<D> {
 
     /// Proposes to keep still where nothing has been asked for a while. To be called now and then.
     pub(crate) fn tend(&self, now: Instant) {
+        let may_lead = self.may_lead.get();
+        let changed = self.told.replace(may_lead) != may_lead;
         for (shard, replica) in self.shards.replicas() {
+            if changed || !may_lead {
+                replica.raft().runtime_config().elect(may_lead);
+            }
             if replica.has_ended() {
                 self.speak_for(shard, &replica, now);
                 continue;
@@ -267,9 +280,10 @@ impl<D: Disk> Quiescer<D> {
         if !replica.leads() {
             config.elect(false);
             let (replica, wait) = (replica.clone(), self.election_max);
+            let may_lead = Rc::clone(&self.may_lead);
             self.shards.spawn(async move {
                 Runtime::sleep(wait).await;
-                if starts.get() == this {
+                if starts.get() == this && may_lead.get() {
                     replica.raft().runtime_config().elect(true);
                 }
             });
@@ -278,6 +292,9 @@ impl<D: Disk> Quiescer<D> {
     }
 
     fn campaign(&self, replica: &Replica<D>) {
+        if !self.may_lead.get() {
+            return;
+        }
         let (replica, transport) = (replica.clone(), self.transport.clone());
         let steps = (self.election_max * 2).as_millis() / CAMPAIGN_STEP.as_millis();
         self.shards.spawn(async move {

@@ -41,7 +41,7 @@ fn nodes(seed: u64, setup: &NodeSetup, count: usize) -> (Sim, Lane) {
 
 /// Repeats `ask` until it gives something: for what takes its time.
 fn eventually<T>(sim: &mut Sim, mut ask: impl FnMut(&mut Sim) -> Option<T>) -> T {
-    for _ in 0..2_000 {
+    for _ in 0..6_000 {
         if let Some(found) = ask(sim) {
             return found;
         }
@@ -348,6 +348,114 @@ fn the_limits_of_the_node_that_leads_are_those_of_every_replica() {
             assert_eq!(stat(&mut sim, other, &name), stat(&mut sim, lane, &name));
         }
     }
+}
+
+/// Which node leads each shard, with the term, once all are led.
+fn leaders(sim: &mut Sim, lane: Lane) -> Option<Vec<(u64, u64)>> {
+    let map = call(sim, lane, Operation::Map);
+    let map = generation_proto::Map::decode(&map.body).unwrap();
+    let led = map.shards.iter().map(|shard| (shard.leader, shard.term));
+    let led: Vec<(u64, u64)> = led.collect();
+    led.iter().all(|(leader, _)| *leader != 0).then_some(led)
+}
+
+/// Whether these nodes lead all shards among them, each as many as any other or one more.
+fn are_even(led: &[(u64, u64)], nodes: &[u64]) -> bool {
+    let count = |node: &u64| led.iter().filter(|(leader, _)| leader == node).count();
+    let counts: Vec<usize> = nodes.iter().map(count).collect();
+    let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
+    counts.iter().sum::<usize>() == led.len() && most - least <= 1
+}
+
+#[test]
+fn leaders_are_even_after_every_change_and_stay_where_they_are() {
+    let setup = NodeSetup { shards: 16, ..setup() };
+    let (mut sim, lane) = complete_with(9, &setup);
+    let table = SlotTable::new(&generation_proto::Map::even_ranges(16), 16).unwrap();
+    let mut key = 0_u64;
+    // Meanwhile somebody writes, to whatever shard: nothing of it is in doubt for leadership that is handed over.
+    let settle = |sim: &mut Sim, nodes: &[u64], key: &mut u64| {
+        eventually(sim, |sim| {
+            for _ in 0..4 {
+                *key += 1;
+                let name = format!("key-{key}").into_bytes();
+                let answer = call(
+                    sim,
+                    lane,
+                    Operation::Put {
+                        key: &name,
+                        value: b"x",
+                    },
+                );
+                let shard = table.shard_of(&name);
+                assert_ne!(status(&answer), Status::InDoubt, "shard {shard}: {answer:?}");
+            }
+            leaders(sim, lane).filter(|led| are_even(led, nodes))
+        })
+    };
+    settle(&mut sim, &[1, 2, 3], &mut key);
+    for victim in [2, 1] {
+        sim.kill(victim, Kill::Process);
+        let rest: Vec<u64> = [1, 2, 3]
+            .into_iter()
+            .filter(|node| *node != victim as u64 + 1)
+            .collect();
+        // What the dead one was asked is nobody's fault.
+        let even = |sim: &mut Sim| leaders(sim, lane).filter(|led| are_even(led, &rest));
+        eventually(&mut sim, even);
+        sim.start(victim);
+        let led = settle(&mut sim, &[1, 2, 3], &mut key);
+        for _ in 0..9 {
+            // Less than a connection may be silent.
+            sim.run_for(Duration::from_secs(10));
+            assert_eq!(leaders(&mut sim, lane).as_ref(), Some(&led), "nothing goes back and forth");
+        }
+    }
+}
+
+#[test]
+fn a_node_with_a_wrong_clock_leads_nothing_until_it_is_right() {
+    let setup = NodeSetup {
+        nodes: 5,
+        shards: 5,
+        ..setup()
+    };
+    let mut sim = Sim::new(10, Weather::default());
+    for _ in 0..5 {
+        sim.node(&setup);
+    }
+    let client = sim.client(generation_quic::Limits::default());
+    let first = lane(&mut sim, client, 0);
+    eventually(&mut sim, |sim| {
+        leaders(sim, first).filter(|led| are_even(led, &[1, 2, 3, 4, 5]))
+    });
+    let wrong = lane_of(&mut sim, client, 4);
+    assert_eq!(stat(&mut sim, wrong, "node.clock_skew_ms"), 0);
+    sim.step_clock(4, 5_000);
+    let led = eventually(&mut sim, |sim| {
+        leaders(sim, first).filter(|led| are_even(led, &[1, 2, 3, 4]))
+    });
+    let skew = stat(&mut sim, wrong, "node.clock_skew_ms");
+    assert!((4_900..=5_100).contains(&skew), "{skew}");
+    assert_eq!(stat(&mut sim, first, "node.clock_skew_ms"), 0, "the others' are right");
+    // It is not elected either.
+    let victim = led
+        .iter()
+        .map(|(leader, _)| *leader)
+        .find(|leader| *leader != 1)
+        .unwrap();
+    sim.kill(victim as usize - 1, Kill::Process);
+    for _ in 0..100 {
+        sim.run_for(Duration::from_millis(200));
+        assert!((0..5).all(|shard| stat(&mut sim, wrong, &format!("shard.{shard}.leads")) == 0));
+    }
+    let rest: Vec<u64> = (1..5).filter(|node| *node != victim).collect();
+    eventually(&mut sim, |sim| leaders(sim, first).filter(|led| are_even(led, &rest)));
+    sim.step_clock(4, -5_000);
+    eventually(&mut sim, |sim| {
+        leaders(sim, first).filter(|led| led.iter().any(|(leader, _)| *leader == 5))
+    });
+    assert!(stat(&mut sim, wrong, "node.clock_skew_ms") < 50);
 }
 
 #[test]

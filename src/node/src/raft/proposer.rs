@@ -120,6 +120,8 @@ pub struct Proposer<K> {
     patience: Duration,
     /// The longest entry the journal takes.
     entry_bytes: usize,
+    /// Nothing is proposed for the moment.
+    held: bool,
     led: bool,
 }
 
@@ -139,6 +141,7 @@ impl<K> Proposer<K> {
             victims: Vec::new(),
             patience,
             entry_bytes: usize::MAX,
+            held: false,
             led: false,
         }
     }
@@ -146,6 +149,16 @@ impl<K> Proposer<K> {
     /// Entries proposed or gathering, and not answered.
     pub fn in_flight(&self) -> usize {
         self.flights.len() + self.gathering.len()
+    }
+
+    /// Entries proposed, and not answered.
+    pub fn on_their_way(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// Has what comes gather and nothing be proposed, or goes on: so that nothing is in doubt when leadership is handed over.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
     }
 
     /// Whether so much gathers that nothing more is taken.
@@ -374,7 +387,7 @@ impl<K> Proposer<K> {
 
     /// Proposes what has gathered, as far as it may.
     fn send<D: Disk, T: Transport>(&mut self, replica: &Replica<D, T>, now_ms: u64, wake: &Rc<dyn Fn()>) {
-        if self.gathering.is_empty() || self.confirmation.get() == Confirmation::UnderWay {
+        if self.gathering.is_empty() || self.held || self.confirmation.get() == Confirmation::UnderWay {
             return;
         }
         if replica.leads() && !replica.is_confirmed() {

@@ -37,6 +37,9 @@ fn what_was_acknowledged_survives_the_death_of_a_leader_and_of_a_follower() {
     load.wait_for_more(SOME);
     cluster.restart_well(follower);
     load.wait_for_more(SOME);
+    // Both are back, and lead again what they led, while writes go on.
+    cluster.wait_until_founders_lead(3);
+    load.wait_for_more(SOME);
     let keys = load.finish();
     assert_all_there(&cluster.config(), &keys);
     cluster.wait_until_alike(3);

@@ -193,6 +193,18 @@ impl Cluster {
         replicas.iter().find(|replica| replica["node"] == node).cloned()
     }
 
+    /// Waits until every shard is led by the node that founded it, which spreads leaders evenly.
+    pub(crate) fn wait_until_founders_lead(&self, nodes: usize) {
+        wait_until("leaderships to return", || {
+            let status = self.status();
+            let shards = status["shards"].as_array().unwrap();
+            shards
+                .iter()
+                .enumerate()
+                .all(|(number, shard)| shard["leader"] == number % nodes + 1)
+        });
+    }
+
     /// Waits until every shard has a replica on each of `nodes` nodes, and all of a shard are in one state at one index.
     pub(crate) fn wait_until_alike(&self, nodes: usize) {
         let mut last = Value::Null;
