@@ -408,7 +408,11 @@ fn leaders_are_even_after_every_change_and_stay_where_they_are() {
         for _ in 0..9 {
             // Less than a connection may be silent.
             sim.run_for(Duration::from_secs(10));
-            assert_eq!(leaders(&mut sim, lane).as_ref(), Some(&led), "nothing goes back and forth");
+            assert_eq!(
+                leaders(&mut sim, lane).as_ref(),
+                Some(&led),
+                "nothing goes back and forth"
+            );
         }
     }
 }
