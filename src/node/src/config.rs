@@ -71,6 +71,8 @@ pub struct NodeLimits {
     pub sweep_interval: Duration,
     /// In how many steps the sweep goes round a shard.
     pub sweep_steps: u64,
+    /// Connections of clients of one address to one core; all of a network of 64 bits count as one address in IPv6.
+    pub connections_per_address: u32,
     /// From the lowest write of a session without a reply to the newest, as far as a client may go: so many replies are kept. At most
     /// [`generation_proto::limits::SESSION_WINDOW`].
     pub session_window: u64,
@@ -95,6 +97,7 @@ impl Default for NodeLimits {
             drain: Duration::from_millis(750),
             sweep_interval: Duration::from_millis(100),
             sweep_steps: 100,
+            connections_per_address: 4096,
             session_window: SESSION_WINDOW,
             session_idle: Duration::from_millis(SessionLimits::default().idle_ms),
         }

@@ -71,6 +71,8 @@ NodeStats {
     handshake_timeouts,
     /// Connections closed because the certificate names nobody this node serves, or for a foreign application protocol.
     connections_unauthorized,
+    /// Connections closed because their address had as many as it may have.
+    connections_crowded,
     /// Connections closed for not saying `Hello`, or not going on with what they began, in time.
     connections_timed_out,
     /// Connections closed for leaving too many bytes of requests unfinished.

@@ -311,6 +311,7 @@ fn core_config(
         },
         node_limits: NodeLimits {
             drain: config.limits.drain,
+            connections_per_address: config.limits.connections_per_address,
             session_window: config.sessions.window,
             session_idle: config.sessions.idle_timeout,
             ..NodeLimits::default()

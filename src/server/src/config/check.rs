@@ -37,7 +37,13 @@ const SECTIONS: &[(&str, &[&str])] = &[
     ("sessions", &["idle_timeout", "window"]),
     (
         "limits",
-        &["max_value", "connections_per_core", "idle_timeout", "drain"],
+        &[
+            "max_value",
+            "connections_per_core",
+            "connections_per_address",
+            "idle_timeout",
+            "drain",
+        ],
     ),
     ("network", &["socket_buffer"]),
     ("log", &["filter", "format"]),

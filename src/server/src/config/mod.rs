@@ -113,6 +113,8 @@ pub struct Limits {
     pub max_value: ByteSize,
     /// Connections of one core.
     pub connections_per_core: usize,
+    /// Connections of clients of one address to one core.
+    pub connections_per_address: u32,
     /// Silence after which a connection is given up.
     #[serde(deserialize_with = "duration")]
     pub idle_timeout: Duration,
@@ -206,6 +208,7 @@ impl Default for Limits {
         Self {
             max_value: ByteSize::mib(8),
             connections_per_core: 16_384,
+            connections_per_address: 4_096,
             idle_timeout: Duration::from_secs(30),
             drain: Duration::from_secs(1),
         }
@@ -355,6 +358,9 @@ impl Config {
         }
         if self.limits.connections_per_core == 0 {
             return wrong("limits.connections_per_core", "must be at least 1".into());
+        }
+        if self.limits.connections_per_address == 0 {
+            return wrong("limits.connections_per_address", "must be at least 1".into());
         }
         if !(Duration::from_secs(1)..=Duration::from_hours(1)).contains(&self.limits.idle_timeout) {
             return wrong("limits.idle_timeout", "must be \"1s\" to \"1h\"".into());
@@ -511,6 +517,7 @@ mod tests {
             ("limits.max_value = \"16MiB\"", "limits.max_value"),
             ("limits.max_value = 0", "limits.max_value"),
             ("limits.connections_per_core = 0", "limits.connections_per_core"),
+            ("limits.connections_per_address = 0", "limits.connections_per_address"),
             ("limits.idle_timeout = \"1ms\"", "limits.idle_timeout"),
             ("limits.drain = \"1h\"", "limits.drain"),
             ("sessions.idle_timeout = \"10ms\"", "sessions.idle_timeout"),
