@@ -247,6 +247,44 @@ impl Drop for Cluster {
     }
 }
 
+/// A `generation serve` by the configuration of node 1, in a process of its own.
+pub(crate) struct Serving(Child);
+
+impl Serving {
+    /// Starts it and waits until it serves.
+    pub(crate) fn start(cluster: &Cluster) -> Self {
+        let mut node = cluster
+            .command()
+            .args(["serve", "--json", "--config"])
+            .arg(cluster.data().join("node-1.toml"))
+            .stdout(Stdio::piped())
+            .stderr(cluster.log())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(node.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let serving = Self(node);
+        assert!(line.contains("\"ready\":true"), "{line}: {}", cluster.errors());
+        serving
+    }
+
+    /// Stops it gracefully.
+    pub(crate) fn stop(mut self) {
+        kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 fn pid(number: &Value) -> Pid {
     Pid::from_raw(i32::try_from(number.as_i64().unwrap()).unwrap()).unwrap()
 }
