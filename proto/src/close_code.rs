@@ -20,6 +20,8 @@ pub const STOPPED: u32 = 7;
 pub const UNREAD: u32 = 8;
 /// A node said to be another one, or of another cluster or core, than it was taken for.
 pub const WRONG_NODE: u32 = 9;
+/// The peer's address has as many connections already as one address may have.
+pub const CROWDED: u32 = 10;
 
 /// Every code with its name, in order.
 pub const ALL: &[(u32, &str)] = &[
@@ -33,4 +35,5 @@ pub const ALL: &[(u32, &str)] = &[
     (STOPPED, "stopped"),
     (UNREAD, "unread"),
     (WRONG_NODE, "wrong node"),
+    (CROWDED, "crowded"),
 ];

@@ -46,6 +46,8 @@ pub enum Opcode {
     OpenSession = 0x40,
     /// Ends a session in a shard.
     CloseSession = 0x41,
+    /// Has the node write a snapshot of a shard; an administrator's.
+    TakeSnapshot = 0x50,
 }
 
 impl Opcode {
@@ -67,6 +69,7 @@ impl Opcode {
         Self::Entries,
         Self::OpenSession,
         Self::CloseSession,
+        Self::TakeSnapshot,
     ];
 
     /// The operation of a code; `None` for one of a later minor version.
@@ -88,6 +91,7 @@ impl Opcode {
             0x31 => Self::Entries,
             0x40 => Self::OpenSession,
             0x41 => Self::CloseSession,
+            0x50 => Self::TakeSnapshot,
             _ => return None,
         })
     }
@@ -110,6 +114,11 @@ impl Opcode {
         self.changes_entries() || matches!(self, Self::OpenSession | Self::CloseSession)
     }
 
+    /// Whether the operation is about the cluster and not its data, and asked for by administrators alone.
+    pub const fn is_administrative(self) -> bool {
+        matches!(self, Self::TakeSnapshot)
+    }
+
     /// The options that go with the operation, as a set of [`bit`]s.
     const fn options(self) -> u32 {
         const ANY: u32 = bit(tag::DEADLINE) | bit(tag::MAP_EPOCH);
@@ -117,7 +126,13 @@ impl Opcode {
         const WRITE: u32 = ANY | bit(tag::SESSION);
         const CONDITION: u32 = bit(tag::IF_ABSENT) | bit(tag::IF_VERSION);
         match self {
-            Self::Hello | Self::Ping | Self::Map | Self::Stats | Self::OpenSession | Self::CloseSession => ANY,
+            Self::Hello
+            | Self::Ping
+            | Self::Map
+            | Self::Stats
+            | Self::OpenSession
+            | Self::CloseSession
+            | Self::TakeSnapshot => ANY,
             Self::Get | Self::MultiGet | Self::Keys | Self::Entries => READ,
             Self::Put => WRITE | CONDITION | bit(tag::TTL),
             Self::Delete => WRITE | bit(tag::IF_VERSION),
@@ -196,6 +211,12 @@ pub enum Operation<'a> {
     OpenSession(ShardSession),
     /// Ends a session.
     CloseSession(ShardSession),
+    /// Has the node that is asked write a snapshot of its replica of a shard, or wait for the one it is writing. The reply comes when
+    /// that is durable; its index is the last entry of the log in the snapshot.
+    TakeSnapshot {
+        /// The shard, from the map.
+        shard: u16,
+    },
 }
 
 /// Body of `OpenSession` and `CloseSession`: a session in a shard.
@@ -519,6 +540,7 @@ impl<'a> Operation<'a> {
             Self::Entries(_) => Opcode::Entries,
             Self::OpenSession(_) => Opcode::OpenSession,
             Self::CloseSession(_) => Opcode::CloseSession,
+            Self::TakeSnapshot { .. } => Opcode::TakeSnapshot,
         }
     }
 
@@ -592,6 +614,11 @@ impl<'a> Operation<'a> {
             Opcode::Entries => Self::Entries(Scan::decode(opcode, &mut rest)?),
             Opcode::OpenSession => Self::OpenSession(ShardSession::decode(opcode, &mut rest)?),
             Opcode::CloseSession => Self::CloseSession(ShardSession::decode(opcode, &mut rest)?),
+            Opcode::TakeSnapshot => {
+                let shard: &U16 = take(&mut rest).ok_or(cut)?;
+                in_range("the shard", usize::from(shard.get()), 0, MAX_SHARDS - 1)?;
+                Self::TakeSnapshot { shard: shard.get() }
+            }
         };
         if rest.is_empty() { Ok(operation) } else { Err(cut) }
     }
@@ -610,6 +637,7 @@ impl<'a> Operation<'a> {
             Self::MultiPut(list) => size_of::<U32>() + list.bytes.len(),
             Self::Keys(scan) | Self::Entries(scan) => size_of::<ScanHead>() + scan.prefix.len(),
             Self::OpenSession(_) | Self::CloseSession(_) => size_of::<SessionBody>(),
+            Self::TakeSnapshot { .. } => size_of::<U16>(),
         }
     }
 
@@ -664,6 +692,7 @@ impl<'a> Operation<'a> {
                 };
                 out.extend_from_slice(body.as_bytes());
             }
+            Self::TakeSnapshot { shard } => out.extend_from_slice(&shard.to_le_bytes()),
         }
     }
 }

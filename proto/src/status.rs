@@ -107,6 +107,8 @@ statuses! {
     ShuttingDown = 37, NotProposed;
     /// The disk is nearly full: the shard serves reads and refuses writes until space returns.
     ReadOnly = 38, NotProposed;
+    /// What was asked for has to be written to the node's disk, which did not take it.
+    DiskFailed = 39, NotProposed;
 
     /// Proposed, and its result is unknown: leadership was lost or the deadline passed on the way.
     InDoubt = 48, InDoubt;

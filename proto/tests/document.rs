@@ -236,6 +236,7 @@ fn body(opcode: Opcode) -> Vec<u8> {
         Opcode::Entries => Operation::Entries(scan),
         Opcode::OpenSession => Operation::OpenSession(ShardSession { id: 1, shard: 0 }),
         Opcode::CloseSession => Operation::CloseSession(ShardSession { id: 1, shard: 0 }),
+        Opcode::TakeSnapshot => Operation::TakeSnapshot { shard: 0 },
     };
     let mut out = BytesMut::new();
     Request {

@@ -187,6 +187,7 @@ fn bodies_that_do_not_add_up_are_malformed() {
             Opcode::Get | Opcode::Delete | Opcode::Touch => (1..=8).collect(),
             Opcode::Incr => (9..=16).collect(),
             Opcode::OpenSession | Opcode::CloseSession => vec![18],
+            Opcode::TakeSnapshot => vec![2],
             // Bytes of one are lengths, counts and limits far beyond what is there.
             _ => vec![],
         };
@@ -246,6 +247,14 @@ fn a_session_has_an_id_and_a_shard_that_can_be() {
     assert_eq!(opened(0, 0), Err(RequestError::NoSession));
     assert_eq!(RequestError::NoSession.status(), Status::InvalidArgument);
     assert_eq!(opened(1, 4096).unwrap_err().status(), Status::InvalidArgument);
+}
+
+#[test]
+fn a_snapshot_is_of_a_shard_that_can_be() {
+    let taken = |shard: u16| request(Opcode::TakeSnapshot, &[], &shard.to_le_bytes());
+    assert_eq!(taken(4095), Ok(()));
+    assert_eq!(taken(4096).unwrap_err().status(), Status::InvalidArgument);
+    assert!(Opcode::TakeSnapshot.is_administrative() && !Opcode::TakeSnapshot.is_write());
 }
 
 #[test]

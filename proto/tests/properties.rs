@@ -79,6 +79,7 @@ impl Owned {
             Opcode::Entries => Operation::Entries(scan),
             Opcode::OpenSession => Operation::OpenSession(session),
             Opcode::CloseSession => Operation::CloseSession(session),
+            Opcode::TakeSnapshot => Operation::TakeSnapshot { shard: session.shard },
         };
         take(&Request {
             id: self.id,

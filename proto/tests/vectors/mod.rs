@@ -104,6 +104,7 @@ pub(crate) fn each_request(mut visit: impl FnMut(&str, &Request<'_>)) {
     };
     request("open-session", plain, Operation::OpenSession(session));
     request("close-session", plain, Operation::CloseSession(session));
+    request("take-snapshot", plain, Operation::TakeSnapshot { shard: 5 });
 }
 
 /// The map of the golden vectors.
@@ -322,6 +323,13 @@ pub(crate) fn each_reply(mut visit: impl FnMut(&str, &Reply<'_>)) {
     };
     let unknown = ReplyOptions::message("the session is unknown or has expired");
     reply("close-session-expired", Opcode::CloseSession, expired, unknown, b"");
+    reply("take-snapshot", Opcode::TakeSnapshot, no_version, plain, b"");
+    let full = ReplyMeta {
+        version: 0,
+        ..status(Status::DiskFailed)
+    };
+    let message = ReplyOptions::message("no space left on device");
+    reply("take-snapshot-failed", Opcode::TakeSnapshot, full, message, b"");
     reply("moved", Opcode::Put, status(Status::Moved), options, b"");
     let refusal = reply::refusal(
         Opcode::Put.code(),

@@ -153,10 +153,18 @@ impl<'a> From<Command<'a>> for Operation<'a> {
 /// Why an operation was not added. The entry is as it was before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PushError {
-    /// The entry holds [`MAX_OPERATIONS`] operations, or would pass [`MAX_BATCH_BYTES`]: propose it and put the operation into
-    /// the next one. An empty entry takes any legal operation.
+    /// The entry holds [`MAX_OPERATIONS`] operations, or would pass its greatest length: propose it and put the operation into
+    /// the next one.
     #[error("the log entry is full")]
     Full,
+    /// The operation alone would pass the greatest length of an entry that was given to [`BatchWriter::within`].
+    #[error("the write may take {len} bytes of the log, and an entry of the log has at most {limit}")]
+    EntryLength {
+        /// What an entry with it alone may take, in bytes.
+        len: usize,
+        /// The limit.
+        limit: usize,
+    },
     /// A key must have 1 to [`MAX_KEY_BYTES`] bytes.
     #[error("a key of {len} bytes cannot be logged; 1 to {MAX_KEY_BYTES} can")]
     KeyLength {
@@ -183,16 +191,32 @@ pub enum PushError {
 }
 
 /// Builds one log entry.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct BatchWriter {
     buffer: Vec<u8>,
     operations: u32,
+    max_bytes: usize,
+}
+
+impl Default for BatchWriter {
+    fn default() -> Self {
+        Self::within(MAX_BATCH_BYTES)
+    }
 }
 
 impl BatchWriter {
-    /// An empty entry. Takes no memory until the first operation.
+    /// An empty entry, which takes any legal operation. Takes no memory until the first.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty entry of at most `max_bytes`, and of [`MAX_BATCH_BYTES`] in any case.
+    pub fn within(max_bytes: usize) -> Self {
+        Self {
+            buffer: Vec::new(),
+            operations: 0,
+            max_bytes: max_bytes.min(MAX_BATCH_BYTES),
+        }
     }
 
     /// How many operations it holds.
@@ -213,14 +237,19 @@ impl BatchWriter {
     /// Appends an operation and returns its ordinal, from 0, by which [`crate::machine`] names its reply.
     pub fn push(&mut self, operation: &Operation<'_>) -> Result<u32, PushError> {
         let payload = check(operation)?;
-        if self.operations() == MAX_OPERATIONS || self.len_bytes() + MAX_OPERATION_OVERHEAD + payload > MAX_BATCH_BYTES
-        {
-            return Err(PushError::Full);
+        let most = MAX_OPERATION_OVERHEAD + payload;
+        if self.operations() == MAX_OPERATIONS || self.len_bytes() + most > self.max_bytes {
+            let (len, limit) = (HEADER_BYTES + most, self.max_bytes);
+            return Err(if len > limit {
+                PushError::EntryLength { len, limit }
+            } else {
+                PushError::Full
+            });
         }
         if self.buffer.is_empty() {
             self.buffer.resize(HEADER_BYTES, 0);
         }
-        self.buffer.reserve(MAX_OPERATION_OVERHEAD + payload);
+        self.buffer.reserve(most);
         match operation {
             Operation::Command { command, session } => self.command(command, session.as_ref()),
             Operation::OpenSession { session } => self.about_session(code::SESSION_OPEN, *session),

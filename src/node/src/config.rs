@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use generation_engine::ShardConfig;
+use generation_engine::session::SessionLimits;
 use generation_proto::Limits;
+use generation_proto::limits::SESSION_WINDOW;
 use generation_quic::ServerCrypto;
 use rustls::pki_types::CertificateDer;
 
@@ -69,6 +71,13 @@ pub struct NodeLimits {
     pub sweep_interval: Duration,
     /// In how many steps the sweep goes round a shard.
     pub sweep_steps: u64,
+    /// Connections of clients of one address to one core; all of a network of 64 bits count as one address in IPv6.
+    pub connections_per_address: u32,
+    /// From the lowest write of a session without a reply to the newest, as far as a client may go: so many replies are kept. At most
+    /// [`generation_proto::limits::SESSION_WINDOW`].
+    pub session_window: u64,
+    /// How long a session may be idle before it expires. Part of the replicated state: what the node that leads a shard is told counts.
+    pub session_idle: Duration,
 }
 
 impl Default for NodeLimits {
@@ -88,6 +97,9 @@ impl Default for NodeLimits {
             drain: Duration::from_millis(750),
             sweep_interval: Duration::from_millis(100),
             sweep_steps: 100,
+            connections_per_address: 4096,
+            session_window: SESSION_WINDOW,
+            session_idle: Duration::from_millis(SessionLimits::default().idle_ms),
         }
     }
 }
@@ -108,6 +120,16 @@ pub struct Replication {
     pub snapshot_bytes: u64,
     /// Patience of replicas with each other.
     pub timing: Timing,
+}
+
+impl NodeLimits {
+    /// The limits of a shard's table of sessions.
+    pub(crate) fn sessions(&self) -> SessionLimits {
+        SessionLimits {
+            idle_ms: u64::try_from(self.session_idle.as_millis()).unwrap_or(u64::MAX),
+            ..SessionLimits::default()
+        }
+    }
 }
 
 impl Replication {

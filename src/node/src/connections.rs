@@ -1,13 +1,15 @@
 //! The connections of one core: who they are, how long they may keep silent, reading requests off their streams, writing
 //! replies to them, and closing them in good order.
 
-use std::collections::VecDeque;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
 use generation_proto::{ALPN_CLIENT, FrameError, close_code};
 use generation_quic::{ConnectionKey, Driver, Event, Read, StreamError, StreamId};
 
-use crate::config::{CoreConfig, Identity};
+use crate::config::{CoreConfig, Identity, Role};
 use crate::dispatch::{Closing, Incoming, Source};
 use crate::replies::{Origin, Replies};
 use crate::stats::NodeStats;
@@ -33,6 +35,8 @@ pub(crate) struct Context<'a> {
 struct Connection {
     key: ConnectionKey,
     identity: Identity,
+    /// What it counts for.
+    address: IpAddr,
     streams: Vec<u32>,
     /// No more is read; it is closed once its replies are acknowledged.
     closing: bool,
@@ -52,6 +56,8 @@ enum Watch {
 #[derive(Debug)]
 pub(crate) struct Connections {
     slots: Vec<Option<Connection>>,
+    /// How many connections each address has.
+    per_address: BTreeMap<IpAddr, u32>,
     /// Streams that may have something to read.
     readable: VecDeque<u32>,
     /// Runs out in order: the patience is the same for all.
@@ -68,6 +74,7 @@ impl Connections {
     pub(crate) fn new(config: CoreConfig) -> Self {
         Self {
             slots: Vec::new(),
+            per_address: BTreeMap::new(),
             readable: VecDeque::new(),
             watches: VecDeque::new(),
             leaving: Vec::new(),
@@ -114,7 +121,7 @@ impl Connections {
                 }
             }
             Event::Closed(ref reason) => {
-                if let Some(connection) = self.slots.get_mut(key.slot()).and_then(Option::take) {
+                if let Some(connection) = self.take(key.slot()) {
                     tracing::debug!(peer = connection.identity.name, %reason, "connection ended");
                     for index in connection.streams {
                         cx.streams.remove(index);
@@ -233,15 +240,30 @@ impl Connections {
         } else {
             Err("this application protocol is not served".to_owned())
         };
+        let address = cx
+            .driver
+            .remote(key)
+            .map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |remote| counted(remote.ip()));
         match verdict {
             Ok(identity) => {
+                let count = self.per_address.entry(address).or_default();
+                if *count >= self.config.node_limits.connections_per_address {
+                    let reason =
+                        format!("{count} connections of {address}, as many as it may have to this core of the node");
+                    cx.stats.connections_crowded += 1;
+                    tracing::info!(peer = identity.name, reason, "connection refused");
+                    return cx.driver.close(cx.now, key, close_code::CROWDED, &reason);
+                }
+                *count += 1;
                 tracing::debug!(peer = identity.name, role = ?identity.role, "connection established");
+                cx.streams.set_admin(key, identity.role == Role::Admin);
                 if self.slots.len() <= key.slot() {
                     self.slots.resize_with(key.slot() + 1, || None);
                 }
                 self.slots[key.slot()] = Some(Connection {
                     key,
                     identity,
+                    address,
                     streams: Vec::new(),
                     closing: false,
                 });
@@ -532,11 +554,23 @@ impl Connections {
         if self.connection(key).is_none() {
             return;
         }
-        if let Some(connection) = self.slots[key.slot()].take() {
+        if let Some(connection) = self.take(key.slot()) {
             for index in connection.streams {
                 cx.streams.remove(index);
             }
         }
+    }
+
+    /// Takes a connection out of its slot.
+    fn take(&mut self, slot: usize) -> Option<Connection> {
+        let connection = self.slots.get_mut(slot)?.take()?;
+        if let Entry::Occupied(mut count) = self.per_address.entry(connection.address) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+        Some(connection)
     }
 
     fn queue(&mut self, cx: &mut Context<'_>, index: u32) {
@@ -565,6 +599,14 @@ impl Connections {
     }
 }
 
+/// The address that a connection counts for. Whoever has one of IPv6 has a network of 64 bits of them.
+fn counted(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
+        address => address,
+    }
+}
+
 /// Whether every request that may have been executed is answered, and the answer with the transport.
 fn is_settled(stream: &Stream) -> bool {
     stream.in_flight == 0 && stream.output.is_empty()
@@ -573,4 +615,17 @@ fn is_settled(stream: &Stream) -> bool {
 /// Whether, beyond that, no request was put off: those are read and not executed.
 fn is_answered(stream: &Stream) -> bool {
     is_settled(stream) && stream.deferred.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_of_64_bits_counts_as_one_address() {
+        let of = |text: &str| counted(text.parse().unwrap()).to_string();
+        assert_eq!(of("192.0.2.7"), "192.0.2.7");
+        assert_eq!(of("::ffff:192.0.2.7"), "192.0.2.7");
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+    }
 }

@@ -217,7 +217,7 @@ impl<D: Disk> Dispatch<D> {
         let table = SlotTable::new(&map.ranges, map.shards.len()).expect("invariant: even ranges cover every slot");
         let member = |shard| match groups {
             _ if owner(shard, cores) != core => Member::Elsewhere,
-            None => Member::Alone(Box::new(Replica::new(config.shard))),
+            None => Member::Alone(Box::new(Replica::new(config.shard, config.node_limits.sessions()))),
             Some(common) => Member::Group(Box::new(Group::new(shard, common))),
         };
         Self {
@@ -321,6 +321,15 @@ impl<D: Disk> Dispatch<D> {
         for group in self.groups() {
             if group.next_deadline().is_some_and(|deadline| deadline <= now) {
                 group.come_back();
+            }
+        }
+    }
+
+    /// Hands leaderships over that other nodes should have.
+    pub(crate) fn tend_leaderships(&mut self, now: Instant) {
+        for member in &mut self.members {
+            if let Member::Group(group) = member {
+                group.tend_leadership(now);
             }
         }
     }
@@ -574,6 +583,7 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
             Operation::CloseSession(ShardSession { id: session, shard }) => {
                 self.in_shard(&asked, shard, batch::Operation::CloseSession { session });
             }
+            Operation::TakeSnapshot { shard } => self.snapshot(&asked, shard),
             Operation::Keys(scan) => self.page(&asked, scan, false),
             Operation::Entries(scan) => self.page(&asked, scan, true),
             // Hello never leaves the core it arrived at, and operations with one key are above.
@@ -645,6 +655,10 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
         } else if self.moment.stopping {
             self.dispatch.stats.requests_shutting_down += 1;
             (Status::ShuttingDown, "the node is stopping")
+        } else if request.operation.opcode().is_administrative() && !self.streams.is_admin(connection) {
+            self.dispatch.stats.requests_rejected += 1;
+            let message = "it takes the certificate of an administrator, which `generation certs admin` makes";
+            (Status::PermissionDenied, message)
         } else {
             return true;
         };
@@ -707,13 +721,14 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
             seq: session.seq.saturating_add(u64::from(position)),
             first_unacked: session.first_unacked,
         };
-        if session.in_window() {
+        let window = self.dispatch.node_limits.session_window;
+        if session.in_window() && session.seq - session.first_unacked < window {
             let session = Some(session);
             let operation = batch::Operation::Command { command, session };
             return self.batch(shard).in_sessions.push((origin, operation));
         }
         self.dispatch.stats.requests_busy += 1;
-        let message = format!("{SESSION_WINDOW} writes of the session are without a reply");
+        let message = format!("{window} writes of the session are without a reply");
         self.replies.refuse(self.streams, origin, Status::Busy, &message);
     }
 
@@ -857,6 +872,27 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
             self.late(origin);
         } else if core == self.dispatch.core {
             self.batch(shard).in_sessions.push((origin, operation));
+        } else {
+            self.forward(core, incoming, origin, deadline);
+        }
+    }
+
+    /// A snapshot of this node's replica of a shard.
+    fn snapshot(&mut self, asked: &Asked<'t>, shard: u16) {
+        let &Asked {
+            incoming,
+            origin,
+            deadline,
+            ..
+        } = asked;
+        if !self.is_shard(shard, origin) {
+            return;
+        }
+        let core = owner(shard, self.dispatch.cores);
+        if self.is_late(deadline) {
+            self.late(origin);
+        } else if core == self.dispatch.core {
+            self.take_snapshot(shard, origin);
         } else {
             self.forward(core, incoming, origin, deadline);
         }

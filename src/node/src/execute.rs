@@ -15,7 +15,7 @@ use crate::dispatch::{Batch, Member, Reader, Turn};
 use crate::env::disk::Disk;
 use crate::group::{self, Group, Read, Readiness, Refused, Token, What};
 use crate::raft::proposer::{Answer, Write};
-use crate::raft::replica::ReadError;
+use crate::raft::replica::{ReadError, SnapshotError};
 use crate::replica::Replica;
 use crate::replies::{Origin, Replies};
 use crate::streams::Streams;
@@ -171,6 +171,7 @@ impl<D: Disk> Turn<'_, '_, D> {
                 return;
             }
         };
+        self.dispatch.stats.writes += (batch.writes.len() + batch.in_sessions.len()) as u64;
         let plain = batch.writes.drain(..);
         let plain = plain.map(|(origin, command)| (origin, Operation::from(command)));
         let writes = plain.chain(batch.in_sessions.drain(..));
@@ -178,8 +179,11 @@ impl<D: Disk> Turn<'_, '_, D> {
             token: Token::Write(origin),
             operation,
         });
-        let mut writes: Vec<Write<'_, Token>> = writes.collect();
-        self.dispatch.stats.writes += writes.len() as u64;
+        let configuration = group.configuration(&replica).map(|configuration| Write {
+            token: Token::Configured,
+            operation: Operation::Configure(configuration),
+        });
+        let mut writes: Vec<Write<'_, Token>> = configuration.into_iter().chain(writes).collect();
         let wake = group.wake();
         let (now, now_ms) = (self.moment.now, self.moment.now_ms);
         group.proposer.propose(&replica, now, now_ms, &mut writes, &wake);
@@ -247,8 +251,43 @@ impl<D: Disk> Turn<'_, '_, D> {
         for read in late {
             self.too_stale(shard, read.origin, None);
         }
+        for (origin, taken) in group.snapshots_taken() {
+            self.snapshot_taken(shard, origin, taken);
+        }
         group.confirm(now);
         self.settle(shard, group);
+    }
+
+    /// Has a snapshot taken of the replica here.
+    pub(crate) fn take_snapshot(&mut self, shard: u16, origin: Origin) {
+        let busy = match &mut self.dispatch.members[usize::from(shard)] {
+            Member::Group(group) => group.take_snapshot(origin).err(),
+            Member::Alone(_) | Member::Elsewhere => {
+                let message = "this node keeps nothing on a disk and has no snapshots: they are taken of shards that are replicated, \
+                               or whose durability is sync";
+                return self.say(shard, origin, Status::InvalidArgument, message);
+            }
+        };
+        if let Some(message) = busy {
+            self.dispatch.stats.requests_busy += 1;
+            self.say(shard, origin, Status::Busy, message);
+        }
+    }
+
+    fn snapshot_taken(&mut self, shard: u16, origin: Origin, taken: Result<u64, SnapshotError>) {
+        match taken {
+            Ok(index) => {
+                let mut meta = self.replies.meta(Status::Ok);
+                (meta.shard, meta.index) = (shard, index);
+                let options = ReplyOptions::default();
+                self.replies.reply(self.streams, origin, &meta, &options, &[]);
+            }
+            Err(error @ SnapshotError::NotWritten(_)) => {
+                self.say(shard, origin, Status::DiskFailed, &error.to_string());
+            }
+            // Another comes in its place, or the node is restarted.
+            Err(error @ SnapshotError::Stopped) => self.say(shard, origin, Status::Busy, &error.to_string()),
+        }
     }
 
     fn not_confirmed(&mut self, shard: u16, group: &mut Group<D>, read: &Read, error: ReadError) {
@@ -260,6 +299,7 @@ impl<D: Disk> Turn<'_, '_, D> {
             return self.too_stale(shard, read.origin, age);
         }
         let refused = match (error, replica) {
+            (_, Some(replica)) if replica.has_ended() => group.not_leading(now, &replica),
             (ReadError::NotLeader(_), Some(replica)) => group.not_leading(now, &replica),
             (ReadError::NotLeader(_), None) => Refused::Leaderless,
             (ReadError::NoQuorum | ReadError::Stopped, _) => Refused::NoQuorum,
@@ -275,6 +315,7 @@ impl<D: Disk> Turn<'_, '_, D> {
         group.proposer.drain(&replica, now, now_ms, &wake, |token, answer| {
             answers.push((token, answer));
         });
+        group.leave_when_quiet(&replica);
         for (token, answer) in answers {
             self.settled(shard, group, token, answer);
         }
@@ -282,6 +323,12 @@ impl<D: Disk> Turn<'_, '_, D> {
 
     fn settled(&mut self, shard: u16, group: &mut Group<D>, token: Token, answer: Answer) {
         let (origin, is_write) = match token {
+            Token::Configured => {
+                if let Answer::NotProposed(_) | Answer::NoQuorum = answer {
+                    group.not_configured();
+                }
+                return;
+            }
             Token::Write(origin) => (origin, true),
             Token::Expired(origin) => (origin, false),
         };
@@ -357,9 +404,14 @@ impl<D: Disk> Turn<'_, '_, D> {
             Refused::Moved(moved) => {
                 let mut meta = self.replies.meta(Status::Moved);
                 meta.shard = shard;
+                let message = if moved.leader == 0 {
+                    "this node's replica of the shard has ended: another node leads it, or will soon"
+                } else {
+                    "another node leads the shard"
+                };
                 let options = ReplyOptions {
                     moved: Some(moved),
-                    ..ReplyOptions::message("another node leads the shard")
+                    ..ReplyOptions::message(message)
                 };
                 return self.replies.reply(self.streams, origin, &meta, &options, &[]);
             }

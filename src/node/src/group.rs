@@ -10,6 +10,7 @@
 //!   whoever writes, within [`WRITE_PATIENCE`].
 //! - Nothing is acknowledged before a majority of the replicas that the group is to have votes in it.
 //! - `Moved`, `Busy`, `ReadOnly` and `NoQuorum` are answers to what was not proposed.
+//! - A replica that has ended sends whoever asks to the others, where there are any.
 //! - A read waits for a confirmation that begins after the read has arrived. One that asks for less is served as soon as the state
 //!   here is as fresh as it wants.
 //!
@@ -20,18 +21,22 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use generation_engine::batch::Configuration;
 use generation_proto::Consistency;
 use generation_proto::map::{Replica as MapReplica, Shard as MapShard};
 use generation_proto::options::Moved;
+use openraft_rt::AsyncRuntime as _;
 
 use crate::env::disk::Disk;
+use crate::leadership::{Leadership, Ticket};
 use crate::quiescer::Quiescer;
 use crate::raft::network::Transport as _;
 use crate::raft::proposer::Proposer;
-use crate::raft::replica::{self, Leader, ReadError};
+use crate::raft::replica::{self, Leader, ReadError, SnapshotError};
+use crate::raft::runtime::Runtime;
 use crate::raft::shards::{Shards, Space};
 use crate::raft::transport::PeerTransport;
-use crate::raft::types::LogId;
+use crate::raft::types::{LogId, ReplicaId};
 use crate::replies::Origin;
 use crate::stats;
 
@@ -40,6 +45,9 @@ const WRITE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Reads of a shard that wait, above which more are `Busy`.
 const READS_WAITING: usize = 16_384;
+
+/// Requests for a snapshot of a shard that wait, above which more are `Busy`.
+const SNAPSHOTS_WAITING: usize = 64;
 
 /// A replica as this core uses it.
 pub(crate) type Replica<D> = replica::Replica<D, PeerTransport>;
@@ -82,6 +90,8 @@ impl News {
 pub(crate) enum Token {
     /// Whoever asked for a write.
     Write(Origin),
+    /// Nobody: the leader says by what limits the shard works.
+    Configured,
     /// Whoever asked for an entry whose time has come, and is told that it is absent when no replica can serve it any more.
     Expired(Origin),
 }
@@ -115,6 +125,26 @@ struct Behind {
     until: Instant,
     read: Read,
 }
+
+/// How long handing leadership over may take.
+const LEAVING: Duration = Duration::from_secs(1);
+
+/// How often it is looked whether it is done.
+const LEAVING_STEP: Duration = Duration::from_millis(5);
+
+/// Leadership that is being handed over.
+#[derive(Debug)]
+struct Leaving {
+    heir: ReplicaId,
+    until: Instant,
+    /// Everything that was proposed has come to an end, and the heir was told.
+    told: bool,
+    /// Ends with it.
+    _ticket: Ticket,
+}
+
+/// Whoever asked for a snapshot, and what came of it.
+pub(crate) type Snapshots = Vec<(Origin, Result<u64, SnapshotError>)>;
 
 /// What a confirmation came to.
 type Confirmed = Rc<RefCell<Option<Result<LogId, ReadError>>>>;
@@ -159,12 +189,16 @@ pub(crate) struct Group<D: Disk> {
     shards: Shards<D, PeerTransport>,
     transport: PeerTransport,
     quiescer: Rc<Quiescer<D>>,
+    leadership: Rc<Leadership>,
+    leaving: Option<Leaving>,
     pub(crate) proposer: Proposer<Token>,
     news: Rc<News>,
     wake: Rc<dyn Fn()>,
     patience: Duration,
     /// Voters without which the group is still being formed, and takes no writes.
     least_voters: usize,
+    /// The term in which this leader has said by what limits the shard works.
+    configured_in: u64,
     /// Since when nobody has led, as far as it is known here.
     leaderless_since: Option<Instant>,
     waiting: Vec<Read>,
@@ -174,6 +208,9 @@ pub(crate) struct Group<D: Disk> {
     /// When the state at an index was the newest there was.
     fresh: Option<(Instant, u64)>,
     behind: Vec<Behind>,
+    /// How many wait for a snapshot, and those for whom that is over.
+    snapshots_waiting: usize,
+    snapshots: Rc<RefCell<Snapshots>>,
     /// Reads that may be served, and whose replies have not found room yet.
     pub(crate) unserved: Vec<Read>,
 }
@@ -194,6 +231,7 @@ pub(crate) struct Common<D: Disk> {
     pub(crate) shards: Shards<D, PeerTransport>,
     pub(crate) transport: PeerTransport,
     pub(crate) quiescer: Rc<Quiescer<D>>,
+    pub(crate) leadership: Rc<Leadership>,
     pub(crate) news: Rc<News>,
     pub(crate) patience: Duration,
     /// A majority of the replicas that each group is to have.
@@ -212,17 +250,22 @@ impl<D: Disk> Group<D> {
             shards: common.shards.clone(),
             transport: common.transport.clone(),
             quiescer: Rc::clone(&common.quiescer),
+            leadership: Rc::clone(&common.leadership),
+            leaving: None,
             proposer: Proposer::new(WRITE_PATIENCE),
             news: Rc::clone(&common.news),
             wake: Rc::new(wake),
             patience: common.patience,
             least_voters: common.least_voters,
+            configured_in: 0,
             leaderless_since: None,
             waiting: Vec::new(),
             asked: None,
             confirmed: Confirmed::default(),
             fresh: None,
             behind: Vec::new(),
+            snapshots_waiting: 0,
+            snapshots: Rc::default(),
             unserved: Vec::new(),
         }
     }
@@ -248,6 +291,7 @@ impl<D: Disk> Group<D> {
             && self.waiting.is_empty()
             && self.asked.is_none()
             && self.behind.is_empty()
+            && self.snapshots_waiting == 0
             && self.unserved.is_empty()
     }
 
@@ -293,8 +337,41 @@ impl<D: Disk> Group<D> {
         Ok(replica)
     }
 
+    /// What stands in front of the first writes of each term: the limits that this leader's node is configured to, which every replica
+    /// takes from the log. So they are the same on all of them whatever their own nodes' files say.
+    pub(crate) fn configuration(&mut self, replica: &Replica<D>) -> Option<Configuration> {
+        let term = replica.term();
+        if std::mem::replace(&mut self.configured_in, term) == term {
+            return None;
+        }
+        let machine = &replica.config().machine;
+        Some(Configuration {
+            policy: machine.shard_config.policy,
+            budget_bytes: machine.shard_config.budget_bytes,
+            max_records: machine.shard_config.max_records,
+            sessions: machine.sessions,
+        })
+    }
+
+    /// What stood in front was not proposed.
+    pub(crate) fn not_configured(&mut self) {
+        self.configured_in = 0;
+    }
+
     /// What to say when this replica does not lead.
     pub(crate) fn not_leading(&mut self, now: Instant, replica: &Replica<D>) -> Refused {
+        if replica.has_ended() {
+            if replica.members().all.len() < 2 {
+                return Refused::NoQuorum;
+            }
+            // Who leads now is the others' to say.
+            return Refused::Moved(Moved {
+                epoch: self.epoch,
+                term: replica.term(),
+                leader: 0,
+                core: 0,
+            });
+        }
         match replica.leader() {
             Some(leader) if leader.place.node != self.node && self.transport.is_alive(leader.place.node) => {
                 self.leaderless_since = None;
@@ -419,6 +496,31 @@ impl<D: Disk> Group<D> {
         }
     }
 
+    /// Has a snapshot of this replica taken for somebody who is told when it is durable. The error says why not now.
+    pub(crate) fn take_snapshot(&mut self, origin: Origin) -> Result<(), &'static str> {
+        let Some(replica) = self.replica() else {
+            return Err("this node has no replica of the shard yet");
+        };
+        if self.snapshots_waiting >= SNAPSHOTS_WAITING {
+            return Err("too many wait for a snapshot of the shard");
+        }
+        self.snapshots_waiting += 1;
+        let (snapshots, wake) = (Rc::clone(&self.snapshots), self.wake());
+        self.shards.spawn(async move {
+            let taken = replica.take_snapshot().await;
+            snapshots.borrow_mut().push((origin, taken));
+            wake();
+        });
+        Ok(())
+    }
+
+    /// Those whose snapshot is durable, or was not taken.
+    pub(crate) fn snapshots_taken(&mut self) -> Snapshots {
+        let taken = self.snapshots.take();
+        self.snapshots_waiting -= taken.len();
+        taken
+    }
+
     /// The shard as the map shows it.
     pub(crate) fn view(&self) -> Option<MapShard> {
         let replica = self.replica()?;
@@ -444,9 +546,69 @@ impl<D: Disk> Group<D> {
         })
     }
 
-    /// Of all replicas of the core: whether what is acknowledged is on disks, and whether the journal has failed.
-    pub(crate) fn flags(&self) -> [bool; 2] {
-        [self.shards.journal().is_durable(), self.shards.failure().is_some()]
+    /// Of all replicas of the core: whether what is acknowledged is on disks, whether the journal has failed, and how far the node's
+    /// clock is off the others', in milliseconds.
+    pub(crate) fn flags(&self) -> [u64; 3] {
+        [
+            u64::from(self.shards.journal().is_durable()),
+            u64::from(self.shards.failure().is_some()),
+            self.leadership.clocks().skew_ms.unsigned_abs(),
+        ]
+    }
+
+    /// Hands leadership over where another node should have it. To be called now and then.
+    pub(crate) fn tend_leadership(&mut self, now: Instant) {
+        let Some(replica) = self.replica() else { return };
+        if let Some(leaving) = &self.leaving {
+            if leaving.until <= now || !replica.leads() {
+                self.stay();
+            }
+        } else if let Some((heir, ticket)) = self.leadership.heir(self.shard, &replica, now) {
+            tracing::info!(shard = self.shard, heir, "leadership is handed over");
+            self.quiescer.asked(self.shard, now);
+            self.proposer.hold(true);
+            self.leaving = Some(Leaving {
+                heir,
+                until: now + LEAVING,
+                told: false,
+                _ticket: ticket,
+            });
+        }
+        self.leave_when_quiet(&replica);
+    }
+
+    /// Tells the heir, once everything that was proposed has come to an end, so that nothing is in doubt; ends it when it is done.
+    pub(crate) fn leave_when_quiet(&mut self, replica: &Replica<D>) {
+        let Some(leaving) = &mut self.leaving else { return };
+        if leaving.told {
+            if !replica.leads() {
+                self.stay();
+            }
+            return;
+        }
+        if self.proposer.on_their_way() > 0 {
+            return;
+        }
+        leaving.told = true;
+        let (heir, replica, wake) = (leaving.heir, replica.clone(), self.wake());
+        self.shards.spawn(async move {
+            if replica.raft().trigger().transfer_leader(heir).await.is_ok() {
+                let steps = LEAVING.as_millis() / LEAVING_STEP.as_millis();
+                for _ in 0..steps {
+                    if !replica.leads() {
+                        break;
+                    }
+                    Runtime::sleep(LEAVING_STEP).await;
+                }
+            }
+            wake();
+        });
+    }
+
+    fn stay(&mut self) {
+        self.leaving = None;
+        self.proposer.hold(false);
+        self.come_back();
     }
 
     /// Appends what is to be known of the replica, beside the state.
@@ -463,6 +625,8 @@ impl<D: Disk> Group<D> {
             ("journal_bytes", self.shards.journal().held_bytes(u32::from(self.shard))),
             ("quiesced", u64::from(self.quiescer.is_still(self.shard))),
             ("snapshotting", u64::from(replica.machine().is_building())),
+            ("damaged_snapshots", replica.machine().damaged_snapshots()),
+            ("ended", replica.ended().map_or(0, |ended| ended.code())),
         ];
         stats::encode_of_shard(self.shard, &counters, out);
     }

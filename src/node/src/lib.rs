@@ -17,12 +17,14 @@
 //!
 //! Not here: sockets, threads, clocks, files ([`env::Env`] has them); TLS files and certificates' meaning (the caller's).
 
+mod clocks;
 mod config;
 mod connections;
 mod dispatch;
 pub mod env;
 mod execute;
 mod group;
+mod leadership;
 pub mod mesh;
 pub mod peers;
 pub mod points;
@@ -34,6 +36,7 @@ mod replies;
 pub mod stats;
 mod streams;
 
+pub use clocks::Clocks;
 pub use config::{Authorize, CoreConfig, Identity, NodeLimits, Replication, Role};
 pub use generation_engine::{MAX_VALUE_BYTES, Policy, ShardConfig};
 pub use generation_proto::close_code;

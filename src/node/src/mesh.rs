@@ -10,6 +10,7 @@ use bytes::Bytes;
 use generation_proto::Frame;
 use generation_proto::map::Shard;
 
+use crate::clocks::Clocks;
 use crate::env::Datagram;
 
 /// One message from a core to another core of the same node.
@@ -27,6 +28,8 @@ pub enum MeshMessage {
     Peer(PeerLiveness),
     /// What has changed about shards of the sender.
     Shards(Vec<ShardView>),
+    /// What core 0 has found out about the clocks of the cluster.
+    Clocks(Clocks),
 }
 
 /// A shard by its number, as the core that owns it sees it: who leads, who belongs to it.

@@ -7,6 +7,9 @@
 //! - Where a leader's node is known to be dead, one follower campaigns as soon as the others may vote for it, and the others wait for
 //!   their time-outs. It asks for votes beforehand, so that one who is wrong disturbs nobody.
 //!
+//! - A node that may not lead does not campaign.
+//! - Where a replica has ended on a node that lives, the others are told to start their clocks: nobody else would have them elect.
+//!
 //! Not here: who is alive, and what is agreed.
 
 use std::cell::{Cell, RefCell};
@@ -14,7 +17,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use generation_proto::peer::Quiesce;
+use generation_proto::peer::{Quiesce, QuiesceVerb};
 use openraft_rt::AsyncRuntime as _;
 
 use crate::env::disk::Disk;
@@ -38,8 +41,13 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// How often a follower of a dead leader asks for votes: the others refuse as long as they may believe the leader to be alive.
 const CAMPAIGN_STEP: Duration = Duration::from_millis(40);
 
+/// How often, at the pace of [`Quiescer::tend`], the others are told that a replica has ended: messages may be lost.
+const LAST_WORDS: u8 = 10;
+
 struct Still {
     quiescence: Quiescence,
+    /// How often it has been told that the replica has ended.
+    last_words: u8,
     last_asked: Instant,
     /// Counts the starts of the clock, so that what belongs to one knows whether it is over.
     starts: Rc<Cell<u64>>,
@@ -53,6 +61,10 @@ pub(crate) struct Quiescer<D: Disk> {
     peers: Peers,
     /// The longest election time-out.
     election_max: Duration,
+    /// Whether this node may campaign.
+    may_lead: Rc<Cell<bool>>,
+    /// What the replicas were last told of that.
+    told: Cell<bool>,
     /// By shard; `None` for those of other cores.
     stills: RefCell<Vec<Option<Still>>>,
 }
@@ -64,6 +76,7 @@ impl<D: Disk> Quiescer<D> {
         transport: PeerTransport,
         peers: Peers,
         election_max: Duration,
+        may_lead: Rc<Cell<bool>>,
     ) -> Rc<Self> {
         Rc::new(Self {
             node,
@@ -71,6 +84,8 @@ impl<D: Disk> Quiescer<D> {
             transport,
             peers,
             election_max,
+            may_lead,
+            told: Cell::new(true),
             stills: RefCell::default(),
         })
     }
@@ -131,7 +146,16 @@ impl<D: Disk> Quiescer<D> {
 
     /// Proposes to keep still where nothing has been asked for a while. To be called now and then.
     pub(crate) fn tend(&self, now: Instant) {
+        let may_lead = self.may_lead.get();
+        let changed = self.told.replace(may_lead) != may_lead;
         for (shard, replica) in self.shards.replicas() {
+            if changed || !may_lead {
+                replica.raft().runtime_config().elect(may_lead);
+            }
+            if replica.has_ended() {
+                self.speak_for(shard, &replica, now);
+                continue;
+            }
             if !replica.leads() {
                 continue;
             }
@@ -153,6 +177,23 @@ impl<D: Disk> Quiescer<D> {
         }
     }
 
+    /// Has the others start their clocks, in place of a replica that has ended.
+    fn speak_for(&self, shard: u16, replica: &Replica<D>, now: Instant) {
+        let mut told = 0;
+        self.with(shard, now, |still| {
+            told = still.last_words;
+            still.last_words = told.saturating_add(1);
+        });
+        if told >= LAST_WORDS {
+            return;
+        }
+        let (verb, term) = (QuiesceVerb::Wake, replica.term());
+        let wake = Quiesce { verb, term, index: 0 };
+        let nodes = replica.members().all.into_values().map(|place| place.node);
+        let others = nodes.filter(|node| *node != self.node);
+        self.act(shard, others.map(|node| Action::Send(node, wake)).collect());
+    }
+
     /// Whether the clock of a shard's replica stands.
     pub(crate) fn is_still(&self, shard: u16) -> bool {
         let stills = self.stills.borrow();
@@ -168,6 +209,7 @@ impl<D: Disk> Quiescer<D> {
         }
         work(stills[place].get_or_insert_with(|| Still {
             quiescence: Quiescence::new(shard, self.node, PATIENCE),
+            last_words: 0,
             last_asked: now,
             starts: Rc::default(),
         }));
@@ -238,9 +280,10 @@ impl<D: Disk> Quiescer<D> {
         if !replica.leads() {
             config.elect(false);
             let (replica, wait) = (replica.clone(), self.election_max);
+            let may_lead = Rc::clone(&self.may_lead);
             self.shards.spawn(async move {
                 Runtime::sleep(wait).await;
-                if starts.get() == this {
+                if starts.get() == this && may_lead.get() {
                     replica.raft().runtime_config().elect(true);
                 }
             });
@@ -249,6 +292,9 @@ impl<D: Disk> Quiescer<D> {
     }
 
     fn campaign(&self, replica: &Replica<D>) {
+        if !self.may_lead.get() {
+            return;
+        }
         let (replica, transport) = (replica.clone(), self.transport.clone());
         let steps = (self.election_max * 2).as_millis() / CAMPAIGN_STEP.as_millis();
         self.shards.spawn(async move {

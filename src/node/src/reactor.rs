@@ -5,7 +5,6 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use generation_engine::ShardConfig;
-use generation_engine::session::SessionLimits;
 use generation_proto::close_code;
 use generation_quic::{Driver, DriverConfig};
 
@@ -15,6 +14,7 @@ use crate::dispatch::{Dispatch, Incoming, Moment, Source, owner};
 use crate::env::disk::Disk as _;
 use crate::env::{CoreId, Datagram, Env, Transmit};
 use crate::group::{Common, News};
+use crate::leadership::Leadership;
 use crate::mesh::MeshMessage;
 use crate::peers::{Handler, Liveness, PeerId, Peers, Request, Routed};
 use crate::points;
@@ -107,17 +107,20 @@ async fn open_groups<E: Env>(
             shard: shard.into(),
             epoch: config.epoch,
             shard_config: ShardConfig { seed, ..config.shard },
-            sessions: SessionLimits::default(),
+            sessions: config.node_limits.sessions(),
             next_replica_id: 2,
         };
         shards.settle(Rc::clone(&placement), machine).await?;
     }
+    let others: Vec<u64> = placement.others.clone();
+    let leadership = Rc::new(Leadership::new(config.node, &others, config.shards, env.now()));
     let quiescer = Quiescer::new(
         config.node,
         shards.clone(),
         transport.clone(),
         peers.clone(),
         replication.timing.election_max,
+        leadership.may_lead(),
     );
     peers.set_handler(Rc::new(Answering {
         env: env.clone(),
@@ -132,6 +135,7 @@ async fn open_groups<E: Env>(
         shards,
         transport,
         quiescer,
+        leadership,
         news: News::new(move || bell.wake()),
         patience: replication.timing.election_max * 2,
         least_voters: config.peers.nodes.len().div_ceil(2) + 1,
@@ -239,6 +243,7 @@ pub struct Core<E: Env> {
     /// The replicas, if the node is replicated.
     shards: Option<Shards<E::Disk, PeerTransport>>,
     quiescer: Option<Rc<Quiescer<E::Disk>>>,
+    leadership: Option<Rc<Leadership>>,
     config: CoreConfig,
     stopping: Option<Stopping>,
     /// Other cores that stopped before this one was asked to.
@@ -321,6 +326,7 @@ impl<E: Env> Core<E> {
             replies: Replies::new(cores, &config),
             dispatch: Dispatch::new(&config, core, cores, peers.clone(), groups.as_ref()),
             quiescer: groups.as_ref().map(|common| Rc::clone(&common.quiescer)),
+            leadership: groups.as_ref().map(|common| Rc::clone(&common.leadership)),
             shards: groups.map(|common| common.shards),
             ambient,
             peers,
@@ -366,6 +372,7 @@ impl<E: Env> Core<E> {
             self.next_sweep = now + self.config.node_limits.sweep_interval;
             self.dispatch.sweep(now, now_ms);
             self.tell_of_shards();
+            self.tend_leaderships(now);
             if let Some(quiescer) = &self.quiescer {
                 quiescer.tend(now);
             }
@@ -393,6 +400,26 @@ impl<E: Env> Core<E> {
         let own = self.env.core();
         for core in (0..self.env.cores()).filter(|&core| core != own) {
             self.replies.post(core, MeshMessage::Shards(changed.clone()));
+        }
+    }
+
+    /// Looks at the nodes and their clocks, and hands leaderships over that others should have.
+    fn tend_leaderships(&mut self, now: Instant) {
+        let Some(leadership) = &self.leadership else { return };
+        let own = self.env.core();
+        if own == 0 {
+            let mut clocks = leadership.clocks();
+            clocks.judge(self.config.node, &self.peers.clock_offsets(now));
+            if clocks != leadership.clocks() {
+                for core in 1..self.env.cores() {
+                    self.replies.post(core, MeshMessage::Clocks(clocks.clone()));
+                }
+                leadership.set_clocks(clocks);
+            }
+        }
+        leadership.look(now, |node| self.peers.is_alive(node));
+        if self.stopping.is_none() {
+            self.dispatch.tend_leaderships(now);
         }
     }
 
@@ -460,6 +487,11 @@ impl<E: Env> Core<E> {
                 MeshMessage::Replies(replies) => self.replies.answered(&mut self.streams, core, replies),
                 MeshMessage::Peer(liveness) => self.peers.liveness(now, &mut self.driver, liveness),
                 MeshMessage::Shards(views) => self.dispatch.told(views),
+                MeshMessage::Clocks(clocks) => {
+                    if let Some(leadership) = &self.leadership {
+                        leadership.set_clocks(clocks);
+                    }
+                }
                 MeshMessage::Drained => {
                     if let Some(stopping) = &mut self.stopping {
                         stopping.others += 1;

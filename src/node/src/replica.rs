@@ -39,9 +39,9 @@ pub(crate) struct Replica<T> {
 }
 
 impl<T> Replica<T> {
-    pub(crate) fn new(config: ShardConfig) -> Self {
+    pub(crate) fn new(config: ShardConfig, sessions: SessionLimits) -> Self {
         // Its one replica has the first id.
-        let machine = Machine::new(config, SessionLimits::default(), 2);
+        let machine = Machine::new(config, sessions, 2);
         let index = machine.shard().applied_index();
         Self {
             machine,
@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_batch_is_one_entry_and_positions_follow_its_order() {
-        let mut replica = Replica::new(ShardConfig::default());
+        let mut replica = Replica::new(ShardConfig::default(), SessionLimits::default());
         let outcomes = propose(&mut replica, &[put(b"a", b"1"), put(b"b", b"2")]);
         assert_eq!(
             outcomes[0],
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn more_than_one_entry_holds_goes_on_in_the_next() {
-        let mut replica = Replica::new(ShardConfig::default());
+        let mut replica = Replica::new(ShardConfig::default(), SessionLimits::default());
         let commands = vec![put(b"k", b"v"); MAX_ENTRY_COMMANDS + 1];
         let outcomes = propose(&mut replica, &commands);
         let (_, last) = outcomes[MAX_ENTRY_COMMANDS];
@@ -293,7 +293,7 @@ mod tests {
             max_records: Some(3),
             ..ShardConfig::default()
         };
-        let mut replica = Replica::new(config);
+        let mut replica = Replica::new(config, SessionLimits::default());
         propose(&mut replica, &[put(b"a", b"1"), put(b"b", b"1"), put(b"c", b"1")]);
         propose(&mut replica, &[put(b"a", b"2"), put(b"b", b"2")]);
         assert_eq!(replica.shard().stats().evictions, 0);
@@ -311,7 +311,7 @@ mod tests {
 
     #[test]
     fn the_sweep_removes_what_is_due_as_a_log_entry() {
-        let mut replica: Replica<u32> = Replica::new(ShardConfig::default());
+        let mut replica: Replica<u32> = Replica::new(ShardConfig::default(), SessionLimits::default());
         let command = Command::Put {
             key: b"k",
             value: b"v",
@@ -329,7 +329,7 @@ mod tests {
 
     #[test]
     fn a_numbered_write_is_executed_once_and_the_sweep_ends_idle_sessions() {
-        let mut replica: Replica<u32> = Replica::new(ShardConfig::default());
+        let mut replica: Replica<u32> = Replica::new(ShardConfig::default(), SessionLimits::default());
         let incr = |session| Operation::Command {
             command: Command::Incr { key: b"n", delta: 5 },
             session: Some(SessionWrite {

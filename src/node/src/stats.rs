@@ -9,8 +9,10 @@
 //!   time), `core`, and `state_hash_high` and `state_hash_low`, the two halves of the state hash. Of a replica in a group, also
 //!   `replica` (its id), `term`, `leads` (0 or 1), `votes` (0 or 1), `log_index` (the last entry of its log), `snapshot_index` (the last
 //!   entry in its newest snapshot), `journal_bytes` (of the files with live entries of its log), `quiesced` (0 or 1),
-//!   `snapshotting` (0 or 1).
-//! - `core.N.durability_sync`, `core.N.journal_failed`, and the same of the node, if it is replicated: 0 or 1.
+//!   `snapshotting` (0 or 1), `damaged_snapshots` (found since the start), `ended` (0: it works; otherwise the code of
+//!   [`crate::raft::replica::Ended`]).
+//! - `core.N.durability_sync` and `core.N.journal_failed` (0 or 1), `core.N.clock_skew_ms` (how far the node's clock is off the median of
+//!   all nodes'), and the same of the node, if it is replicated.
 
 use bytes::BytesMut;
 use generation_engine::Shard;
@@ -69,6 +71,8 @@ NodeStats {
     handshake_timeouts,
     /// Connections closed because the certificate names nobody this node serves, or for a foreign application protocol.
     connections_unauthorized,
+    /// Connections closed because their address had as many as it may have.
+    connections_crowded,
     /// Connections closed for not saying `Hello`, or not going on with what they began, in time.
     connections_timed_out,
     /// Connections closed for leaving too many bytes of requests unfinished.
@@ -164,14 +168,13 @@ pub(crate) fn encode_of_shard(number: u16, counters: &[(&str, u64)], out: &mut B
     }
 }
 
-/// What a core says of its replicas as a whole, 0 or 1; the node says 1 if one of its cores does.
-const FLAGS: [&str; 2] = ["durability_sync", "journal_failed"];
+/// What a core says of its replicas as a whole; the node says the most that one of its cores does.
+const FLAGS: [&str; 3] = ["durability_sync", "journal_failed", "clock_skew_ms"];
 
 /// Appends what a core says of its replicas as a whole: in the order of [`FLAGS`].
-pub(crate) fn encode_flags(core: u16, flags: [bool; 2], out: &mut BytesMut) {
-    for (name, flag) in FLAGS.iter().zip(flags) {
+pub(crate) fn encode_flags(core: u16, flags: [u64; 3], out: &mut BytesMut) {
+    for (name, value) in FLAGS.iter().zip(flags) {
         let name = &format!("core.{core}.{name}");
-        let value = u64::from(flag);
         Stat { name, value }.encode(out);
     }
 }

@@ -99,6 +99,8 @@ pub(crate) struct Streams {
     pool: Vec<BytesMut>,
     /// Whether a connection has said `Hello`, by its slot.
     hello: Vec<bool>,
+    /// Whether it is an administrator's, by its slot.
+    admin: Vec<bool>,
 }
 
 impl Streams {
@@ -175,6 +177,18 @@ impl Streams {
 
     pub(crate) fn has_said_hello(&self, connection: ConnectionKey) -> bool {
         self.hello.get(connection.slot()).copied().unwrap_or(false)
+    }
+
+    /// Notes whether a new connection is an administrator's.
+    pub(crate) fn set_admin(&mut self, connection: ConnectionKey, is_admin: bool) {
+        if self.admin.len() <= connection.slot() {
+            self.admin.resize(connection.slot() + 1, false);
+        }
+        self.admin[connection.slot()] = is_admin;
+    }
+
+    pub(crate) fn is_admin(&self, connection: ConnectionKey) -> bool {
+        self.admin.get(connection.slot()).copied().unwrap_or(false)
     }
 
     /// Where one reply to a request of this stream is encoded; `None` when the stream is gone. Counts the request as answered.

@@ -311,6 +311,9 @@ fn core_config(
         },
         node_limits: NodeLimits {
             drain: config.limits.drain,
+            connections_per_address: config.limits.connections_per_address,
+            session_window: config.sessions.window,
+            session_idle: config.sessions.idle_timeout,
             ..NodeLimits::default()
         },
         quic_limits: generation_quic::Limits {

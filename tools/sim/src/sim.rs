@@ -542,6 +542,11 @@ impl Sim {
         state.storage.generation = generation + 1;
     }
 
+    /// Flips a bit of a file of a node, whether it is up or not: what was read before is not concerned.
+    pub fn flip(&mut self, node: usize, path: &str, offset: u64, bit: u8) {
+        self.world.borrow_mut().nodes[node].storage.flip(path, offset, bit);
+    }
+
     /// Makes sure that something happens at `at`, so that whoever waits for that moment is asked.
     pub fn wake_at(&mut self, at: Instant) {
         self.world.borrow_mut().wake_at(None, at, Waker::noop().clone());

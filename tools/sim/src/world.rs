@@ -244,6 +244,7 @@ impl World {
             MeshMessage::Drained => (4, 0),
             MeshMessage::Peer(liveness) => (5, liveness.node as usize),
             MeshMessage::Shards(views) => (6, views.len()),
+            MeshMessage::Clocks(clocks) => (7, clocks.wrong.len()),
         };
         self.note(&[u64::from(from), u64::from(to), kind, size as u64]);
     }

@@ -489,3 +489,34 @@ fn a_flood_of_handshakes() {
     let open = stat(&mut sim, good, &name("connections"));
     assert!(open <= 2 + 16, "{open} connections are kept");
 }
+
+#[test]
+fn an_address_has_so_many_connections_and_others_take_their_place() {
+    let node_limits = NodeLimits {
+        connections_per_address: 2,
+        ..NodeLimits::default()
+    };
+    // The two of the scene are of one address.
+    let Scene { mut sim, bad, good } = scene_with(&NodeSetup {
+        node_limits,
+        ..NodeSetup::default()
+    });
+    let (now, addr) = (sim.now(), sim.addr(0));
+    let third = sim.clients[bad.client].connect(now, addr, 0);
+    let (code, reason) = sim.until(|sim| match sim.clients[bad.client].closed(third)? {
+        CloseReason::Application { code, reason } => Some((*code, String::from_utf8_lossy(reason).into_owned())),
+        other => panic!("{other}"),
+    });
+    assert_eq!(code, u64::from(close_code::CROWDED));
+    assert!(reason.contains("2 connections of 10.1.0.1"), "{reason}");
+    put(&mut sim, good, b"still", b"served");
+    assert_eq!(stat(&mut sim, good, "node.connections_crowded"), 1);
+    // Another core's connections are counted there.
+    let elsewhere = lane(&mut sim, bad.client, 1);
+    put(&mut sim, elsewhere, b"still", b"served");
+    let now = sim.now();
+    sim.clients[bad.client].close(now, bad.key);
+    sim.run_for(Duration::from_secs(1));
+    let next = lane(&mut sim, bad.client, 0);
+    assert_eq!(get(&mut sim, next, b"still").unwrap(), b"served");
+}

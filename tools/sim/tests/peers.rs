@@ -575,7 +575,11 @@ fn an_idle_pair_costs_one_exchange_an_interval() {
     let (sent, messages) = (cluster.sim.sent(), cluster.stats(0, 1).messages_sent);
     cluster.sim.run_for(Duration::from_secs(10));
     let (sent, messages) = (cluster.sim.sent() - sent, cluster.stats(0, 1).messages_sent - messages);
-    assert!((95..=101).contains(&messages), "{messages} pings in 100 intervals");
+    // Besides, the other one asks for the time now and then.
+    assert!(
+        (95..=107).contains(&messages),
+        "{messages} pings and answers in 100 intervals"
+    );
     assert!(sent <= 4 * messages, "{sent} datagrams for {messages} pings");
     assert_eq!(cluster.stats(0, 1).suspicions, 0);
     assert!(cluster.stats(0, 1).round_trip_us >= 100);

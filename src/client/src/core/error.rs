@@ -110,6 +110,14 @@ pub enum NotSent {
         /// The node's address.
         peer: String,
     },
+    /// The node's disk did not take what was to be written to it.
+    #[error("the disk of {peer} did not take it: {message}")]
+    DiskFailed {
+        /// The node's address.
+        peer: String,
+        /// What the node says.
+        message: String,
+    },
     /// Not proposed, for a reason this version of the client does not know.
     #[error("{peer} did not take the request (status {code}): {message}")]
     Other {
@@ -337,6 +345,7 @@ impl Error {
                 NotSent::TooStale { .. } => "too_stale",
                 NotSent::ShuttingDown { .. } => "shutting_down",
                 NotSent::ReadOnly { .. } => "read_only",
+                NotSent::DiskFailed { .. } => "disk_failed",
                 NotSent::Other { .. } => "not_proposed",
                 NotSent::Protocol { .. } => "protocol",
                 NotSent::Closed => "client_closed",
@@ -471,6 +480,11 @@ impl Refusal<'_> {
             Status::DeadlineExceeded => NotSent::Timeout { after: self.timeout }.into(),
             Status::ShuttingDown => NotSent::ShuttingDown { peer: peer() }.into(),
             Status::ReadOnly => NotSent::ReadOnly { peer: peer() }.into(),
+            Status::DiskFailed => NotSent::DiskFailed {
+                peer: peer(),
+                message: message(),
+            }
+            .into(),
             Status::InDoubt | Status::Internal => self.in_doubt(),
             other => Rejected::Other {
                 status: other.name().to_owned(),

@@ -160,9 +160,11 @@ impl Attempts {
                 // An attempt in a session has less time than the request.
                 NotSent::Timeout { .. } => self.in_session,
                 // Asking again gives the same answer.
-                NotSent::ReadOnly { .. } | NotSent::TooStale { .. } | NotSent::Protocol { .. } | NotSent::Closed => {
-                    false
-                }
+                NotSent::ReadOnly { .. }
+                | NotSent::DiskFailed { .. }
+                | NotSent::TooStale { .. }
+                | NotSent::Protocol { .. }
+                | NotSent::Closed => false,
                 NotSent::Connect(error) => error.is_transient(),
                 NotSent::ConnectionLost { .. }
                 | NotSent::Busy { .. }

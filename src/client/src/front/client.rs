@@ -233,6 +233,18 @@ impl Client {
         })
     }
 
+    /// Has one node write a snapshot of its replica of a shard, or wait for the one it is writing; the last log entry in it, once it is
+    /// durable. That can take long: `timeout` is the time allowed. It takes the certificate of an administrator.
+    pub async fn take_snapshot(&self, node: u64, shard: u16, timeout: Duration) -> Result<u64, Error> {
+        let take = Operation::TakeSnapshot { shard };
+        let options = RequestOptions::default();
+        let answer = self
+            .inner
+            .call(To::Node(node), take, options, None, Some(timeout))
+            .await?;
+        Ok(answer.meta.index)
+    }
+
     /// Asks any node for a sign of life; the time it took.
     pub async fn ping(&self) -> Result<Duration, Error> {
         self.ping_to(To::Any).await

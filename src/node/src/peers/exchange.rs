@@ -8,7 +8,7 @@ mod reading;
 mod writing;
 
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use generation_proto::close_code;
@@ -29,6 +29,12 @@ use crate::mesh::PeerLiveness;
 
 /// Connections of one node that have not said which core they are of, beyond one for each of its cores.
 const STRANGERS: usize = 16;
+
+/// How often every node that lives is asked for the time.
+const CLOCK_INTERVAL: Duration = Duration::from_secs(2);
+
+/// How long an answer to that is worth something.
+const CLOCK_STALE: Duration = Duration::from_secs(15);
 
 /// What a request must be answered to.
 #[derive(Debug)]
@@ -66,7 +72,8 @@ struct Node {
     /// 0: not known.
     incarnation: u64,
     directory: Option<u128>,
-    clock_offset_ms: Option<i64>,
+    /// How far its clock was ahead, in milliseconds, and when.
+    clock_offset: Option<(i64, Instant)>,
     stats: PeerStats,
 }
 
@@ -127,6 +134,8 @@ pub(super) struct Exchange {
     told: Vec<PeerLiveness>,
     start: Instant,
     now: Instant,
+    /// When the other nodes are asked for the time again.
+    next_clock: Instant,
     random: u64,
     /// When connections, links and the detector are to be looked at.
     timer: Option<Instant>,
@@ -165,7 +174,7 @@ impl Exchange {
                 alive: false,
                 incarnation: 0,
                 directory: None,
-                clock_offset_ms: None,
+                clock_offset: None,
                 stats: PeerStats::default(),
             });
         }
@@ -205,6 +214,7 @@ impl Exchange {
             told: Vec::new(),
             start: now,
             now,
+            next_clock: now,
             random,
             timer: None,
             awake: true,
@@ -306,7 +316,16 @@ impl Exchange {
     }
 
     pub(super) fn clock_offset_ms(&self, node: u64) -> Option<i64> {
-        self.node(node)?.clock_offset_ms
+        self.node(node)?.clock_offset.map(|(offset_ms, _)| offset_ms)
+    }
+
+    /// The nodes that live and were asked for the time lately, with how far their clocks are ahead of this one's.
+    pub(super) fn clock_offsets(&self, now: Instant) -> Vec<(u64, i64)> {
+        let fresh = self.nodes.iter().filter(|node| node.alive).filter_map(|node| {
+            let (offset_ms, at) = node.clock_offset?;
+            (now.saturating_duration_since(at) < CLOCK_STALE).then_some((node.id, offset_ms))
+        });
+        fresh.collect()
     }
 
     pub(super) fn directory(&self, node: u64) -> Option<u128> {
@@ -516,6 +535,14 @@ impl Exchange {
         let Some(detector) = &mut self.detector else { return };
         let mut findings = Vec::new();
         detector.step(self.now, |finding| findings.push(finding));
+        if self.next_clock <= self.now {
+            // Pings for signs of life come from one side of a pair, and only where it is silent.
+            self.next_clock = self.now + CLOCK_INTERVAL;
+            let alive = (0..self.nodes.len()).filter(|node| self.nodes[*node].alive);
+            let ask = alive.map(Finding::Ping).filter(|ping| !findings.contains(ping));
+            let ask: Vec<Finding> = ask.collect();
+            findings.extend(ask);
+        }
         for finding in findings {
             match finding {
                 Finding::Suspected(node) => self.set_alive(driver, node, false),

@@ -328,6 +328,11 @@ impl Peers {
         self.shared.exchange.borrow().clock_offset_ms(node)
     }
 
+    /// The same of all nodes that live and have said it lately, as core 0 sees them.
+    pub(crate) fn clock_offsets(&self, now: Instant) -> Vec<(u64, i64)> {
+        self.shared.exchange.borrow().clock_offsets(now)
+    }
+
     /// Identity of the node's data directory, once a connection has told it.
     pub fn directory(&self, node: u64) -> Option<u128> {
         self.shared.exchange.borrow().directory(node)

@@ -328,6 +328,11 @@ impl<D: Disk> Journal<D> {
         state.writer.index().forced_snapshot(busy)
     }
 
+    /// The longest entry that is taken, in bytes.
+    pub fn entry_bytes(&self) -> usize {
+        usize::try_from(self.0.config.segment_bytes / 2).unwrap_or(usize::MAX)
+    }
+
     /// Bytes of the files that hold live entries of a shard.
     pub fn held_bytes(&self, shard: u32) -> u64 {
         self.0.state.borrow().writer.index().held_bytes(shard)

@@ -6,7 +6,7 @@
 //! # What holds
 //! - Entries are applied in order, each whole; what its operations answered goes to whoever proposed it, after it was applied.
 //! - **Snapshots are monotonic.** A snapshot that took long and is older than one installed meanwhile is thrown away; openraft is told of
-//!   the newer one.
+//!   the newer one. One that was found damaged is replaced by one of the same state too.
 //! - A snapshot that cannot be written, because the disk is full or fails, is tried again with a new file; openraft, for which any
 //!   error of storage is the end, only sees that it takes long.
 //!
@@ -82,6 +82,10 @@ struct State<D: Disk> {
     /// Who waits until an index has been applied.
     waiting: BTreeMap<u64, Vec<OneshotSender<()>>>,
     entries: u64,
+    /// Snapshots that were found damaged and have been replaced.
+    damaged_snapshots: u64,
+    /// Who waits until the next snapshot is durable, or one could not be written.
+    snapshot_waiting: Vec<OneshotSender<Result<u64, String>>>,
     /// What was wrong with a snapshot that was to be loaded.
     damage: Option<String>,
 }
@@ -114,6 +118,8 @@ impl<D: Disk> StateMachine<D> {
             heads: None,
             waiting: BTreeMap::new(),
             entries: 0,
+            damaged_snapshots: 0,
+            snapshot_waiting: Vec::new(),
             damage: None,
         };
         Ok(Self(Rc::new(Shared {
@@ -152,6 +158,17 @@ impl<D: Disk> StateMachine<D> {
         self.0.state.borrow().snapshot.as_ref()?.index()
     }
 
+    /// Whether the newest snapshot was found damaged when it was read, so that another has to be taken.
+    pub fn needs_snapshot(&self) -> bool {
+        let state = self.0.state.borrow();
+        state.snapshot.as_ref().is_some_and(|snapshot| !snapshot.is_sound())
+    }
+
+    /// Snapshots that were found damaged since the start.
+    pub fn damaged_snapshots(&self) -> u64 {
+        self.0.state.borrow().damaged_snapshots + u64::from(self.needs_snapshot())
+    }
+
     /// What is wrong with a snapshot that was to be loaded, if its checksums do not hold or it cannot be read.
     pub(crate) fn damage(&self) -> Option<String> {
         self.0.state.borrow().damage.clone()
@@ -160,6 +177,14 @@ impl<D: Disk> StateMachine<D> {
     /// Whether a snapshot is being taken.
     pub fn is_building(&self) -> bool {
         self.0.state.borrow().building
+    }
+
+    /// Gives the last entry in the next snapshot when that is durable, or why an attempt to write it has failed. It does not have one
+    /// taken.
+    pub(crate) fn next_snapshot(&self) -> OneshotReceiver<Result<u64, String>> {
+        let (sender, receiver) = LocalOneshot::channel();
+        self.0.state.borrow_mut().snapshot_waiting.push(sender);
+        receiver
     }
 
     /// What this was made with.
@@ -223,6 +248,13 @@ impl<D: Disk> State<D> {
                 // Who waited may have given up.
                 let _ = sender.send(());
             }
+        }
+    }
+
+    fn tell_of_snapshot(&mut self, result: &Result<u64, String>) {
+        for sender in self.snapshot_waiting.drain(..) {
+            // Who waited may have given up.
+            let _ = sender.send(result.clone());
         }
     }
 
@@ -297,9 +329,12 @@ impl<D: Disk> Shared<D> {
             let mut state = self.state.borrow_mut();
             match &state.snapshot {
                 Some(current) if current.path == built.path => return built,
-                Some(current) if current.index() >= built.index() => (current.clone(), Some(built)),
+                Some(current) if current.is_sound() && current.index() >= built.index() => {
+                    (current.clone(), Some(built))
+                }
                 _ => {
                     let old = state.snapshot.replace(built.clone());
+                    state.damaged_snapshots += u64::from(old.as_ref().is_some_and(|old| !old.is_sound()));
                     (built, old)
                 }
             }
@@ -343,7 +378,8 @@ impl<D: Disk> RaftSnapshotBuilder<Types> for SnapshotBuilder<D> {
         let asked = shared.state.borrow().applied;
         while shared.state.borrow().building {
             Runtime::sleep(BUSY).await;
-            if let Some(current) = shared.current().filter(|current| current.meta.last_log_id >= asked) {
+            let enough = |current: &SnapshotFile<D>| current.is_sound() && current.meta.last_log_id >= asked;
+            if let Some(current) = shared.current().filter(enough) {
                 return Ok(as_snapshot(current));
             }
         }
@@ -362,11 +398,14 @@ impl<D: Disk> RaftSnapshotBuilder<Types> for SnapshotBuilder<D> {
                 }
                 Err(error) => {
                     tracing::error!(shard = shared.config.shard, %error, "a snapshot cannot be written; it is tried again");
+                    shared.state.borrow_mut().tell_of_snapshot(&Err(error.to_string()));
                     Runtime::sleep(RETRY).await;
                 }
             }
         };
-        shared.state.borrow_mut().building = false;
+        let mut state = shared.state.borrow_mut();
+        state.building = false;
+        state.tell_of_snapshot(&Ok(built.index().unwrap_or(0)));
         Ok(as_snapshot(built))
     }
 }

@@ -13,7 +13,7 @@ use std::future::Future;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
@@ -26,7 +26,7 @@ use openraft::{AnyError, OptionalSend};
 use openraft_rt::{AsyncRuntime as _, Instant as _, Select2};
 
 use super::runtime::{CoreInstant, Runtime};
-use super::snapshot::{SnapshotFile, read_chunk};
+use super::snapshot::{Outgoing, SnapshotFile};
 use super::types::{LeaderId, LogId, Place, ReplicaId, Types, Vote};
 use super::wire::{self, Chunks, ChunksReply, Wire, kind};
 use crate::env::disk::Disk;
@@ -180,17 +180,19 @@ impl<T: Transport, D: Disk> Target<T, D> {
         vote: Vote,
         snapshot: &SnapshotFile<D>,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        let failed = |error: std::io::Error| StreamingError::Network(NetworkError::new(&error));
-        let file = snapshot.open().await.map_err(failed)?;
+        // Another is taken meanwhile.
+        let failed = |error: std::io::Error| StreamingError::Unreachable(Unreachable::new(&error));
+        if let Some(damage) = snapshot.damage.get() {
+            return Err(failed(std::io::Error::other(&**damage)));
+        }
+        let mut file = Outgoing::open(snapshot).await.map_err(failed)?;
         let mut next = None;
         loop {
             // The first message only asks where to begin.
             let offset = next.unwrap_or(0);
-            let mut bytes = BytesMut::new();
-            while next.is_some() && bytes.len() < SNAPSHOT_BYTES {
-                let chunk = read_chunk(&file, offset + bytes.len() as u64).await.map_err(failed)?;
-                let Some(chunk) = chunk else { break };
-                bytes.extend_from_slice(&chunk);
+            let mut bytes = Bytes::new();
+            if next.is_some() {
+                bytes = file.read(offset, SNAPSHOT_BYTES).await.map_err(failed)?;
             }
             if next.is_some() && bytes.is_empty() {
                 Runtime::sleep(INSTALL_POLL).await;
@@ -199,7 +201,7 @@ impl<T: Transport, D: Disk> Target<T, D> {
                 vote,
                 snapshot: snapshot.id,
                 offset,
-                bytes: bytes.freeze(),
+                bytes,
             };
             let reply = self.ask(RPCTypes::InstallSnapshot, kind::SNAPSHOT, &chunks, SNAPSHOT_PATIENCE);
             match reply.await? {

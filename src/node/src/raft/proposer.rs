@@ -11,6 +11,7 @@
 //! - An entry waits for company where that is likely to come: whoever has just been answered usually asks again, so what gathered
 //!   while the last entry was on its way would leave without them, and entries would only ever be half as large as they could be. It
 //!   waits for half as long as that entry took at most, and not at all if nobody else is expected.
+//! - What the journal would not take is refused before anything of it is proposed.
 //! - A leader that no majority has heard of lately asks one first.
 //!
 //! Not here: who asks, what a token means, and whether this replica should be asked at all.
@@ -128,6 +129,10 @@ pub struct Proposer<K> {
     answers: Vec<(K, Answer)>,
     victims: Vec<Victim>,
     patience: Duration,
+    /// The longest entry the journal takes.
+    entry_bytes: usize,
+    /// Nothing is proposed for the moment.
+    held: bool,
     led: bool,
 }
 
@@ -148,6 +153,8 @@ impl<K> Proposer<K> {
             answers: Vec::new(),
             victims: Vec::new(),
             patience,
+            entry_bytes: usize::MAX,
+            held: false,
             led: false,
         }
     }
@@ -155,6 +162,16 @@ impl<K> Proposer<K> {
     /// Entries proposed or gathering, and not answered.
     pub fn in_flight(&self) -> usize {
         self.flights.len() + self.gathering.len()
+    }
+
+    /// Entries proposed, and not answered.
+    pub fn on_their_way(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// Has what comes gather and nothing be proposed, or goes on: so that nothing is in doubt when leadership is handed over.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
     }
 
     /// Whether so much gathers that nothing more is taken.
@@ -177,6 +194,7 @@ impl<K> Proposer<K> {
         if writes.is_empty() {
             return;
         }
+        self.entry_bytes = replica.entry_bytes();
         let (bytes, records) = self.make_room(replica, writes);
         let mut victims = std::mem::take(&mut self.victims);
         for victim in victims.drain(..) {
@@ -212,7 +230,7 @@ impl<K> Proposer<K> {
                 return pushed;
             }
         }
-        let mut batch = BatchWriter::new();
+        let mut batch = BatchWriter::within(self.entry_bytes);
         let pushed = batch.push(operation)?;
         self.gathered_bytes += batch.len_bytes();
         let flight = self.flight(now);
@@ -238,6 +256,7 @@ impl<K> Proposer<K> {
         expired: impl Iterator<Item = (K, (u64, Version))>,
         wake: &Rc<dyn Fn()>,
     ) {
+        self.entry_bytes = replica.entry_bytes();
         for (token, (hash, version)) in expired {
             self.push_for(now, token, &Operation::from(Command::Expire { hash, version }));
         }
@@ -265,6 +284,7 @@ impl<K> Proposer<K> {
         if !replica.leads() {
             return;
         }
+        self.entry_bytes = replica.entry_bytes();
         let (mut due, mut sessions) = (Vec::new(), Vec::new());
         replica.machine().with(|machine| {
             machine.shard_mut().propose_expired(now_ms, max_work, &mut due);
@@ -367,9 +387,8 @@ impl<K> Proposer<K> {
     pub fn next_deadline(&self) -> Option<Instant> {
         let flying = self.flights.first_key_value().map(|(_, flight)| flight.deadline);
         let gathering = self.gathering.front().map(|front| front.flight.deadline);
-        let company = self
-            .company_until
-            .filter(|_| !self.gathering.is_empty() && self.flights.is_empty());
+        let waits = self.flights.is_empty() && !self.held && self.confirmation.get() == Confirmation::None;
+        let company = self.company_until.filter(|_| waits && !self.gathering.is_empty());
         [flying, gathering, company].into_iter().flatten().min()
     }
 
@@ -397,7 +416,7 @@ impl<K> Proposer<K> {
 
     /// Whether what gathers should wait for more.
     fn waits_for_company(&self, now: Instant) -> bool {
-        let [front] = self.gathering.as_slices().0 else {
+        let Some(front) = self.gathering.front().filter(|_| self.gathering.len() == 1) else {
             return false;
         };
         // Most of those expected will do.
@@ -406,7 +425,7 @@ impl<K> Proposer<K> {
 
     /// Proposes what has gathered, as far as it may.
     fn send<D: Disk, T: Transport>(&mut self, replica: &Replica<D, T>, now: Instant, now_ms: u64, wake: &Rc<dyn Fn()>) {
-        if self.gathering.is_empty() || self.confirmation.get() == Confirmation::UnderWay {
+        if self.gathering.is_empty() || self.held || self.confirmation.get() == Confirmation::UnderWay {
             return;
         }
         if self.flights.is_empty() && self.waits_for_company(now) {

@@ -13,6 +13,7 @@
 //!   the journal's memory, before anybody hears of it. So a follower answers at once, without openraft, and so does an idle one. The
 //!   index is the highest that anybody may have been shown: what the leader has applied, or told a follower to be committed.
 //! - A follower asks the leader for the index and waits until it has applied that itself.
+//! - **Who has ended leads nothing.** When openraft's core is gone, for whatever reason, the last it said of itself means nothing.
 //! - A leader never goes on in its old term after a restart: with a lost tail the same log id would come twice.
 //!
 //! Not here: requests and replies of clients, sessions of theirs, when a snapshot is due.
@@ -30,7 +31,7 @@ use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::errors::{ClientWriteError, InitializeError, LinearizableReadError, RaftError};
+use openraft::errors::{ClientWriteError, Fatal, InitializeError, LinearizableReadError, RaftError};
 use openraft::raft::ClientWriteResult;
 use openraft::{Config, Raft, ReadPolicy, ServerState, SnapshotPolicy};
 use openraft_rt::{AsyncRuntime as _, Instant as _, Oneshot as _, OneshotSender as _};
@@ -48,6 +49,10 @@ use crate::env::disk::Disk;
 
 /// Entries that whom leadership is handed to may lack: it gets them with the request.
 const HEIR_LAG: u64 = 64;
+
+/// How long openraft is given to begin with a snapshot before it is asked again: it takes no request while it is still busy with the end
+/// of the last one.
+const SNAPSHOT_ASKED: Duration = Duration::from_millis(50);
 
 /// How patient replicas are with each other.
 #[derive(Debug, Clone, Copy)]
@@ -169,6 +174,42 @@ pub enum ReadError {
     Stopped,
 }
 
+/// Why a replica has ended. It comes back when its node is restarted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Ended {
+    /// It was stopped.
+    #[error("it was stopped")]
+    Stopped,
+    /// What it reads or writes its log and state with has failed.
+    #[error("{0}")]
+    Storage(String),
+    /// Its task is gone.
+    #[error("its task ended without a word, which is a defect of the program")]
+    Lost,
+}
+
+impl Ended {
+    /// The number that stands for it in counters; 0 stands for a replica that has not ended.
+    pub const fn code(&self) -> u64 {
+        match self {
+            Self::Storage(_) => 1,
+            Self::Lost => 2,
+            Self::Stopped => 3,
+        }
+    }
+}
+
+/// Why no snapshot was taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SnapshotError {
+    /// The disk did not take it. The replica tries again by itself.
+    #[error("the snapshot cannot be written, and is tried again: {0}")]
+    NotWritten(String),
+    /// The replica has stopped.
+    #[error("the replica has stopped")]
+    Stopped,
+}
+
 /// What is known of a replica.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReplicaStatus {
@@ -234,6 +275,7 @@ struct Inner<D: Disk, T> {
     log: LogStore<D>,
     /// The highest index that a follower was told to be committed.
     told: Rc<Cell<u64>>,
+    entry_bytes: usize,
     gate: Gate,
     receiving: RefCell<Receiving<D>>,
 }
@@ -308,6 +350,7 @@ impl<D: Disk, T: Transport> Replica<D, T> {
             config,
             log,
             told,
+            entry_bytes: journal.entry_bytes(),
             gate: Gate::default(),
             receiving: RefCell::new(Receiving::Idle),
         })))
@@ -323,13 +366,36 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         &self.0.raft
     }
 
+    /// Whether it has ended: what it says of itself otherwise is the last it knew.
+    pub fn has_ended(&self) -> bool {
+        self.0.metrics.is_closed()
+    }
+
+    /// Why it has ended, if it has.
+    pub fn ended(&self) -> Option<Ended> {
+        if !self.has_ended() {
+            return None;
+        }
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        Some(match &metrics.running_state {
+            Err(Fatal::Stopped) => Ended::Stopped,
+            Err(Fatal::StorageError(error)) => Ended::Storage(error.to_string()),
+            // openraft only says what has ended in good order.
+            Err(Fatal::Panicked) | Ok(()) => Ended::Lost,
+        })
+    }
+
     /// Whether this replica leads, as far as it knows.
     pub fn leads(&self) -> bool {
-        self.0.metrics.borrow_watched().state == ServerState::Leader
+        self.0.metrics.borrow_watched().state == ServerState::Leader && !self.has_ended()
     }
 
     /// Who leads, as far as this replica knows.
     pub fn leader(&self) -> Option<Leader> {
+        if self.has_ended() {
+            return None;
+        }
         let metrics = self.0.metrics.borrow_watched();
         let replica = metrics.current_leader?;
         let place = *metrics.membership_config.get_node(&replica)?;
@@ -363,6 +429,10 @@ impl<D: Disk, T: Transport> Replica<D, T> {
 
     /// Proposes one log entry. `done` is called exactly once, now or later.
     pub fn propose(&self, commands: Bytes, done: impl FnOnce(Outcome) + 'static) {
+        if self.has_ended() {
+            // Nobody is there to append it.
+            return done(Outcome::NotProposed(None));
+        }
         let proposal = Proposal {
             done: Some(Box::new(done)),
             sent: Rc::new(Cell::new(false)),
@@ -403,6 +473,7 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         // A change under way counts with both of its sides.
         let one = |members: &StoredMembership| matches!(&members.get_joint_config()[..], [voters] if voters.len() == 1);
         let alone = metrics.state == ServerState::Leader
+            && !self.has_ended()
             && one(&metrics.membership_config)
             && one(&metrics.committed_membership_config);
         let applied = self.0.machine.applied()?;
@@ -415,7 +486,7 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         let metrics = self.0.raft.metrics();
         let metrics = metrics.borrow_watched();
         let membership = &metrics.membership_config;
-        if metrics.state != ServerState::Leader || membership.membership().get_joint_config().len() != 1 {
+        if !self.leads() || membership.membership().get_joint_config().len() != 1 {
             return None;
         }
         let last = metrics.last_log_index.unwrap_or(0);
@@ -475,6 +546,11 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         &self.0.config
     }
 
+    /// The longest entry of its log that the journal takes, in bytes. A longer one would be the end of the replica.
+    pub fn entry_bytes(&self) -> usize {
+        self.0.entry_bytes
+    }
+
     /// Whether a majority has confirmed this leader so lately that it takes proposals: openraft refuses those of a leader that may have
     /// been replaced, which one that has kept still looks like.
     pub fn is_confirmed(&self) -> bool {
@@ -494,6 +570,29 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         if !self.0.machine.is_building() {
             // It has stopped, and everybody else learns that elsewhere.
             let _ = self.0.raft.trigger().snapshot().await;
+        }
+    }
+
+    /// Has a snapshot taken, or waits for the one that is being taken; the last entry in it, once it is durable.
+    pub async fn take_snapshot(&self) -> Result<u64, SnapshotError> {
+        let machine = self.machine();
+        let newest = machine.snapshot_index();
+        if let (Some(index), false) = (newest, machine.is_building() || machine.needs_snapshot())
+            && machine.applied().is_some_and(|applied| applied.index == index)
+        {
+            return Ok(index);
+        }
+        let mut next = machine.next_snapshot();
+        loop {
+            if !machine.is_building() {
+                let asked = self.0.raft.trigger().snapshot().await;
+                asked.map_err(|_| SnapshotError::Stopped)?;
+            }
+            match Runtime::timeout(SNAPSHOT_ASKED, &mut next).await {
+                Ok(Ok(taken)) => return taken.map_err(SnapshotError::NotWritten),
+                Ok(Err(_)) => return Err(SnapshotError::Stopped),
+                Err(_) => {}
+            }
         }
     }
 

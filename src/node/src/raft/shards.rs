@@ -3,6 +3,8 @@
 //! # What holds
 //! - A snapshot is taken of the shard that keeps the journal from using its oldest file again, in good time, and of a shard whose log has
 //!   grown past what a restart should have to read and past the image itself.
+//! - Of a shard whose newest snapshot was found damaged another is taken at once: its state is what it was.
+//! - A replica that has ended is said to have, once, and left alone until the node is restarted.
 //! - In memory, nothing is left of an earlier start.
 //! - After the journal has failed, leaderships are handed over, and the replicas are stopped: they acknowledge nothing, answer nobody
 //!   and come back when the node was restarted and has read what is on its disk.
@@ -22,7 +24,7 @@ use openraft_rt::AsyncRuntime as _;
 pub use super::journal::Space;
 use super::journal::{Journal, JournalConfig, OpenError};
 use super::network::Transport;
-use super::replica::{Replica, ReplicaConfig, ReplicaError};
+use super::replica::{Ended, Replica, ReplicaConfig, ReplicaError};
 use super::runtime::{Ambient, Runtime, within};
 use super::snapshot;
 use super::types::ReplicaId;
@@ -225,6 +227,7 @@ impl<D: Disk, T: Transport> Shards<D, T> {
     }
 
     async fn tend(&self) {
+        let mut told = BTreeSet::new();
         loop {
             Runtime::sleep(TEND).await;
             if self.0.journal.is_stopped() {
@@ -233,11 +236,21 @@ impl<D: Disk, T: Transport> Shards<D, T> {
             if self.failure().is_some() {
                 return self.withdraw().await;
             }
-            let replicas = self.replicas();
+            let mut replicas = self.replicas();
+            for (shard, replica) in replicas.extract_if(.., |(_, replica)| replica.has_ended()) {
+                let id = replica.config().id;
+                let ended = replica.ended().filter(|ended| *ended != Ended::Stopped);
+                if let (Some(ended), true) = (ended, told.insert((shard, id))) {
+                    tracing::error!(shard, replica = id, %ended, "a replica has ended: restart the node to have it back");
+                }
+            }
             let busy = |shard: u32| {
                 let replica = replicas.iter().find(|(number, _)| u32::from(*number) == shard);
                 replica.is_none_or(|(_, replica)| replica.machine().is_building())
             };
+            if let Some((_, replica)) = replicas.iter().find(|(_, replica)| replica.machine().needs_snapshot()) {
+                replica.snapshot().await;
+            }
             if let Some(forced) = self.0.journal.forced_snapshot(busy)
                 && let Some(replica) = self.replica(forced.shard as u16)
             {

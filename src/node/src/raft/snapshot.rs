@@ -33,12 +33,15 @@
 //!
 //! # What holds
 //! - A name without `.new` is a complete, synced snapshot.
-//! - Only what is newer takes the place of a snapshot, and the old one is removed when the new one is durable.
+//! - Only what is newer takes the place of a sound snapshot, and the old one is removed when the new one is durable.
+//! - A chunk is checked whenever it is read. A snapshot that does not stand that is marked, by whoever reads it, and not read again.
 
 mod load;
 mod receive;
+mod send;
 mod write;
 
+use std::cell::OnceCell;
 use std::io;
 use std::rc::Rc;
 
@@ -52,6 +55,7 @@ use crate::env::disk::{Disk, File, Open};
 
 pub(crate) use load::load;
 pub(crate) use receive::{Expected, Incoming};
+pub(crate) use send::Outgoing;
 pub(crate) use write::{Image, write};
 
 /// Where snapshots lie.
@@ -71,6 +75,8 @@ pub struct SnapshotFile<D: Disk> {
     /// Drawn at random when it was begun.
     pub(crate) id: u128,
     pub(crate) meta: SnapshotMeta,
+    /// What was wrong with it when it was last read, if anything was. Clones share it.
+    pub(crate) damage: Rc<OnceCell<String>>,
 }
 
 impl<D: Disk> Clone for SnapshotFile<D> {
@@ -80,6 +86,7 @@ impl<D: Disk> Clone for SnapshotFile<D> {
             path: Rc::clone(&self.path),
             id: self.id,
             meta: self.meta.clone(),
+            damage: Rc::clone(&self.damage),
         }
     }
 }
@@ -88,6 +95,18 @@ impl<D: Disk> SnapshotFile<D> {
     /// Index of the last entry it contains; `None` before the first.
     pub(crate) fn index(&self) -> Option<u64> {
         self.meta.last_log_id.as_ref().map(|log_id| log_id.index)
+    }
+
+    /// Whether nothing wrong has been found with it so far.
+    pub(crate) fn is_sound(&self) -> bool {
+        self.damage.get().is_none()
+    }
+
+    /// Marks it as damaged.
+    pub(crate) fn spoilt(&self, error: &io::Error) {
+        if self.damage.set(error.to_string()).is_ok() {
+            tracing::error!(path = &*self.path, %error, "a snapshot is damaged: check the disk; another is written");
+        }
     }
 
     /// Opens it for reading.
@@ -145,6 +164,7 @@ pub(crate) async fn find<D: Disk>(disk: &D, cluster: u128, shard: u32) -> io::Re
         path: path.into(),
         id,
         meta,
+        damage: Rc::default(),
     }))
 }
 

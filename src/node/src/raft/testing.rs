@@ -165,6 +165,7 @@ struct Files {
     by_path: BTreeMap<String, Rc<RefCell<Vec<u8>>>>,
     syncs: u64,
     fails: bool,
+    fails_at: Option<&'static str>,
 }
 
 /// A disk that keeps everything at once.
@@ -187,9 +188,19 @@ impl MemoryDisk {
         self.0.borrow_mut().fails = true;
     }
 
+    /// Lets no file be made from now on whose path contains `part`; `None`: lets all.
+    pub(crate) fn fail_at(&self, part: Option<&'static str>) {
+        self.0.borrow_mut().fails_at = part;
+    }
+
     /// The bytes of a file, to be changed behind the program's back.
     pub(crate) fn file(&self, path: &str) -> Rc<RefCell<Vec<u8>>> {
         Rc::clone(&self.0.borrow().by_path[path])
+    }
+
+    /// Removes a file behind the program's back.
+    pub(crate) fn lose(&self, path: &str) {
+        self.0.borrow_mut().by_path.remove(path);
     }
 
     pub(crate) fn paths(&self) -> Vec<String> {
@@ -228,6 +239,9 @@ impl Disk for MemoryDisk {
 
     async fn open(&self, path: &str, how: Open) -> io::Result<MemoryFile> {
         let mut files = self.0.borrow_mut();
+        if how == Open::CreateNew && files.fails_at.is_some_and(|part| path.contains(part)) {
+            return Err(io::Error::other("injected"));
+        }
         let there = files.by_path.get(path).cloned();
         let content = match (there, how) {
             (Some(_), Open::CreateNew) => return Err(io::ErrorKind::AlreadyExists.into()),

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use generation_engine::batch::Operation;
+use generation_engine::batch::{Operation, PushError};
 use generation_engine::machine::Reply;
 use generation_engine::session::{SessionLimits, SessionWrite};
 use generation_engine::{Command, Condition, Outcome as EngineOutcome, Policy, ShardConfig, Version};
@@ -16,8 +16,11 @@ use super::journal::{Identity, Journal, JournalConfig};
 use super::machine::MachineConfig;
 use super::network::{CallError, Transport};
 use super::proposer::{Answer, PIPELINE, Proposer, Write};
-use super::replica::{Beginning, Replica, ReplicaConfig, ReplicaError, Timing};
+use super::replica::{
+    Beginning, Ended, Outcome, ReadError, Replica, ReplicaConfig, ReplicaError, SnapshotError, Timing,
+};
 use super::runtime::{Runtime, yield_now};
+use super::snapshot::Outgoing;
 use super::testing::{Bench, MemoryDisk};
 use super::types::Place;
 
@@ -422,6 +425,166 @@ fn a_flipped_bit_in_a_snapshot_is_refused() {
         let started = Replica::start(bench.ambient(), &journal, disk.clone(), Nobody, config).await;
         let error = started.unwrap_err().to_string();
         assert!(error.contains("checksum"), "{error}");
+        journal.stop();
+    });
+}
+
+fn snapshots(disk: &MemoryDisk) -> Vec<String> {
+    let mut paths = disk.paths();
+    paths.retain(|path| path.contains("snapshots/"));
+    paths
+}
+
+#[test]
+fn whoever_asks_for_a_snapshot_shares_the_one_that_is_taken() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    bench.run(async {
+        let (journal, replica) = start(&bench, &disk, &[1]).await;
+        leads(&replica).await;
+        let mut proposer = Proposer::new(Duration::from_secs(1));
+        propose(&bench, &mut proposer, &replica, 1_000, &[put(b"a", b"1", 0)]).await;
+        let index = replica.last_index();
+        let asked = futures_util::future::join_all((0..3).map(|_| replica.take_snapshot()));
+        assert_eq!(asked.await, [Ok(index), Ok(index), Ok(index)]);
+        let first = snapshots(&disk);
+        assert_eq!(first.len(), 1);
+        assert!(first[0].ends_with(".snapshot"), "it is complete: {first:?}");
+        // Nothing has changed, so it is as good as another.
+        assert_eq!(replica.take_snapshot().await, Ok(index));
+        assert_eq!(snapshots(&disk), first);
+        propose(&bench, &mut proposer, &replica, 1_000, &[put(b"a", b"2", 0)]).await;
+        assert_eq!(replica.take_snapshot().await, Ok(index + 1));
+        assert_ne!(snapshots(&disk), first);
+        replica.stop().await;
+        assert_eq!(replica.take_snapshot().await, Ok(index + 1), "it is there all the same");
+        journal.stop();
+    });
+}
+
+#[test]
+fn whoever_asks_for_a_snapshot_learns_that_it_cannot_be_written() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    bench.run(async {
+        let (journal, replica) = start(&bench, &disk, &[1]).await;
+        leads(&replica).await;
+        disk.fail_at(Some("snapshots/"));
+        let refused = replica.take_snapshot().await;
+        assert!(matches!(refused, Err(SnapshotError::NotWritten(_))), "{refused:?}");
+        disk.fail_at(None);
+        assert_eq!(replica.take_snapshot().await, Ok(replica.last_index()));
+        let mut proposer = Proposer::new(Duration::from_secs(1));
+        propose(&bench, &mut proposer, &replica, 1_000, &[put(b"a", b"1", 0)]).await;
+        replica.stop().await;
+        assert_eq!(replica.take_snapshot().await, Err(SnapshotError::Stopped));
+        journal.stop();
+    });
+}
+
+/// For openraft, an entry that cannot be written is the end of the replica.
+#[test]
+fn what_the_journal_would_not_take_is_refused_and_the_rest_is_written() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    bench.run(async {
+        let (journal, replica) = start(&bench, &disk, &[1]).await;
+        leads(&replica).await;
+        let mut proposer = Proposer::new(Duration::from_secs(1));
+        let (most, too_much) = (vec![7; replica.entry_bytes() - 1_000], vec![7; replica.entry_bytes()]);
+        // Each of the largest takes an entry of its own.
+        let commands = [
+            put(b"a", &most, 0),
+            put(b"b", &too_much, 0),
+            put(b"c", &most, 0),
+            put(b"d", b"1", 0),
+        ];
+        let answers = propose(&bench, &mut proposer, &replica, 1_000, &commands).await;
+        let refused = Answer::Refused(PushError::EntryLength {
+            len: too_much.len() + 1 + 66,
+            limit: replica.entry_bytes(),
+        });
+        assert_eq!(answers[1], refused);
+        let (first, second) = (applied(answers[0]).0, applied(answers[2]).0);
+        assert_eq!((second, applied(answers[3]).0), (first + 1, first + 1));
+        assert!(replica.leads() && !replica.has_ended());
+        journal.stop();
+    });
+}
+
+/// The state is what it was, so another snapshot of it is as good.
+#[test]
+fn a_snapshot_that_was_found_damaged_is_not_sent_and_taken_again() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    bench.run(async {
+        let (journal, replica) = start(&bench, &disk, &[1]).await;
+        leads(&replica).await;
+        let mut proposer = Proposer::new(Duration::from_secs(1));
+        propose(&bench, &mut proposer, &replica, 1_000, &[put(b"a", b"1", 0)]).await;
+        for round in 0..3 {
+            let index = replica.take_snapshot().await.unwrap();
+            let path = snapshots(&disk).pop().unwrap();
+            let current = replica.raft().get_snapshot().await.unwrap().unwrap().snapshot;
+            let whole = Outgoing::open(&current)
+                .await
+                .unwrap()
+                .read(0, usize::MAX)
+                .await
+                .unwrap();
+            assert_eq!(whole, disk.file(&path).borrow()[..], "what is sound is sent as it is");
+            // Read from the middle on, it is checked from the beginning.
+            let mut outgoing = Outgoing::open(&current).await.unwrap();
+            let rest = outgoing.read(8_192, usize::MAX).await.unwrap();
+            assert_eq!(rest, whole[8_192..]);
+            assert_eq!(outgoing.read(4_096, 1).await.unwrap(), whole[4_096..8_192]);
+            assert!(current.is_sound() && !replica.machine().needs_snapshot());
+            match round {
+                0 => disk.file(&path).borrow_mut()[4_096 + 60] ^= 1,
+                1 => disk.file(&path).borrow_mut().truncate(whole.len() - 4_096),
+                _ => disk.lose(&path),
+            }
+            let read = async { Outgoing::open(&current).await?.read(8_192, usize::MAX).await };
+            read.await.unwrap_err();
+            assert!(replica.machine().needs_snapshot());
+            assert_eq!(replica.take_snapshot().await, Ok(index), "nothing has changed");
+            assert!(!replica.machine().needs_snapshot());
+            assert_eq!(replica.machine().damaged_snapshots(), round + 1);
+            let another = snapshots(&disk);
+            assert_eq!(another.len(), 1, "{another:?}");
+            assert_ne!(another[0], path);
+        }
+        journal.stop();
+    });
+}
+
+#[test]
+fn a_replica_whose_storage_has_failed_leads_no_more_and_says_why() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    bench.run(async {
+        let (journal, replica) = start(&bench, &disk, &[1]).await;
+        leads(&replica).await;
+        assert_eq!((replica.has_ended(), replica.ended()), (false, None));
+        let outcome = Rc::new(RefCell::new(None));
+        let seen = Rc::clone(&outcome);
+        // Past the proposer, which would refuse it.
+        let huge = vec![0; JOURNAL.segment_bytes as usize];
+        replica.propose(huge.into(), move |outcome| drop(seen.replace(Some(outcome))));
+        Runtime::sleep(Duration::from_secs(1)).await;
+        assert_eq!(*outcome.borrow(), Some(Outcome::InDoubt));
+        let ended = replica.ended();
+        assert!(
+            matches!(&ended, Some(Ended::Storage(what)) if what.contains("does not fit")),
+            "{ended:?}"
+        );
+        assert!(!replica.leads() && replica.leader().is_none() && replica.alone().is_none());
+        assert_eq!(replica.heir(|_| true), None);
+        assert_eq!(replica.linearize().await, Err(ReadError::NotLeader(None)));
+        // Nothing reaches it any more.
+        let mut proposer = Proposer::new(Duration::from_secs(1));
+        let answers = propose(&bench, &mut proposer, &replica, 1_000, &[put(b"a", b"1", 0)]).await;
+        assert_eq!(answers, [Answer::NotProposed(None)]);
         journal.stop();
     });
 }

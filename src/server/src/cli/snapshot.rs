@@ -1,13 +1,17 @@
-//! `generation snapshot`: the snapshots in a node's data directory, read without the node.
+//! `generation snapshot`: has the nodes take snapshots, and reads those in a node's data directory, without the node.
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytesize::ByteSize;
+use futures_util::future::join_all;
+use generation_client::Client;
 use generation_node::raft::snapshot_file::{CHUNK_HEADER_BYTES, ChunkFault, Decoder, Summary, VerifyError, chunk_len};
 use serde_json::{Value, json};
 
+use super::cluster::{Connection, block_on, positive_duration};
 use super::{Exit, Failure, Globals, serve};
 
 /// What the name of a complete snapshot ends with.
@@ -16,10 +20,12 @@ const ENDING: &str = "snapshot";
 /// Options of `generation snapshot`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
+    generation snapshot now\n  \
+    generation snapshot now --shard 3 --json\n  \
     generation snapshot list generation-data\n  \
     generation snapshot verify generation-data\n  \
     generation snapshot verify generation-data/core-0/snapshots/*.snapshot --json\n\n\
-    Nodes take snapshots by themselves. A damaged one ends `verify` with exit code 7; a node fetches the shard from the others then.")]
+    Nodes take snapshots by themselves; `now` is for the moment before a copy of a disk is made. A damaged one ends `verify` with exit code 7; a node fetches the shard from the others then.")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -27,10 +33,25 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    /// Have every node write a snapshot of every shard it holds, and wait until they are durable.
+    Now(Now),
     /// Say which snapshots there are, by their first chunks.
     List(Paths),
     /// Check every checksum of snapshots, and that they are complete.
     Verify(Paths),
+}
+
+/// Taking snapshots. It needs an administrator's certificate, such as the one `generation dev` writes.
+#[derive(Debug, clap::Args)]
+struct Now {
+    #[command(flatten)]
+    connection: Connection,
+    /// Only of this shard (repeatable).
+    #[arg(long = "shard", value_name = "SHARD")]
+    shards: Vec<u16>,
+    /// How long one snapshot may take.
+    #[arg(long, value_name = "DURATION", default_value = "10m", value_parser = positive_duration)]
+    wait: Duration,
 }
 
 #[derive(Debug, clap::Args)]
@@ -43,6 +64,7 @@ struct Paths {
 /// Runs `generation snapshot`.
 pub fn run(args: &Args, globals: &Globals) -> Result<Exit, Failure> {
     let (paths, whole) = match &args.command {
+        Command::Now(now) => return now.run(globals),
         Command::List(Paths { paths }) => (paths, false),
         Command::Verify(Paths { paths }) => (paths, true),
     };
@@ -71,6 +93,61 @@ pub fn run(args: &Args, globals: &Globals) -> Result<Exit, Failure> {
         return Ok(Exit::Ok);
     }
     Err(Failure::new(Exit::Corruption, damaged.join("\n")))
+}
+
+impl Now {
+    fn run(&self, globals: &Globals) -> Result<Exit, Failure> {
+        let failures = block_on(async {
+            let client = self.connection.connect().await?;
+            let map = client.map().await?;
+            if let Some(shard) = self
+                .shards
+                .iter()
+                .find(|shard| usize::from(**shard) >= map.shards.len())
+            {
+                let last = map.shards.len() - 1;
+                return Err(Failure::usage(format!(
+                    "there is no shard {shard}; shards are 0 to {last}"
+                )));
+            }
+            let nodes = map.nodes.iter().map(|node| {
+                let held = map.shards.iter().enumerate().filter(|(number, shard)| {
+                    let asked = self.shards.is_empty() || self.shards.contains(&(*number as u16));
+                    asked && shard.replicas.iter().any(|replica| replica.node == node.id)
+                });
+                let held = held.map(|(number, _)| number as u16).collect();
+                self.of_node(&client, node.id, held, globals)
+            });
+            let failures: Vec<Failure> = join_all(nodes).await.into_iter().filter_map(Result::err).collect();
+            client.close().await;
+            Ok(failures)
+        })?;
+        let messages: Vec<&str> = failures.iter().map(|failure| &*failure.message).collect();
+        let message = messages.join("\n");
+        match failures.into_iter().next() {
+            None => Ok(Exit::Ok),
+            Some(first) => Err(Failure { message, ..first }),
+        }
+    }
+
+    /// Has one node take its snapshots, one after the other: its disk is one.
+    async fn of_node(&self, client: &Client, node: u64, shards: Vec<u16>, globals: &Globals) -> Result<(), Failure> {
+        for shard in shards {
+            let taken = client.take_snapshot(node, shard, self.wait).await;
+            let index = taken.map_err(|error| {
+                let failure = Failure::from(error);
+                let message = format!("node {node}, shard {shard}: {}", failure.message);
+                Failure { message, ..failure }
+            })?;
+            serve::print(&if globals.json {
+                let index = index.to_string();
+                format!("{}\n", json!({ "node": node, "shard": shard, "index": index }))
+            } else {
+                format!("node {node}, shard {shard}: up to index {index}\n")
+            })?;
+        }
+        Ok(())
+    }
 }
 
 /// Adds the snapshots at a path: itself, or those in the directory and below.

@@ -1,5 +1,6 @@
 //! `generation status`: the cluster's map and what its nodes say of their shards.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use bytesize::ByteSize;
@@ -114,7 +115,40 @@ impl Status<'_> {
                 "its clock is {skew_ms} ms off the others': check its time synchronisation"
             ));
         }
+        let shards = |counter: &str, fits: fn(u64) -> bool| -> Vec<String> {
+            let numbers = 0..self.map.shards.len();
+            let fit = numbers.filter(|shard| self.shard(node, *shard, counter).is_some_and(fits));
+            fit.map(|shard| shard.to_string()).collect()
+        };
+        let ended = shards("ended", |code| code != 0);
+        if !ended.is_empty() && get("node.journal_failed") != Some(1) {
+            let reasons = (0..self.map.shards.len()).filter_map(|shard| self.ended(node, shard));
+            let reasons: BTreeSet<&str> = reasons.collect();
+            let reasons: Vec<&str> = reasons.into_iter().collect();
+            warnings.push(format!(
+                "its replicas of shards {} have ended ({}): see its log, check its disk, then restart it",
+                ended.join(", "),
+                reasons.join(", ")
+            ));
+        }
+        let damaged = shards("damaged_snapshots", |count| count != 0);
+        if !damaged.is_empty() {
+            warnings.push(format!(
+                "snapshots of shards {} were found damaged since its start, and others written: check its disk",
+                damaged.join(", ")
+            ));
+        }
         warnings
+    }
+
+    /// Why a node's replica of a shard has ended, if it has.
+    fn ended(&self, node: u64, shard: usize) -> Option<&'static str> {
+        match self.shard(node, shard, "ended")? {
+            0 => None,
+            1 => Some("storage failed"),
+            3 => Some("stopped"),
+            _ => Some("defect"),
+        }
     }
 
     /// A shard's state as its replicas' nodes tell it, or as the map does where they do not.
@@ -209,6 +243,7 @@ impl Status<'_> {
                     "records": text(replica.records),
                     "journal_bytes": text(replica.journal_bytes),
                     "snapshot": text(replica.snapshot),
+                    "ended": self.ended(replica.node, id),
                 })
             })
             .collect();

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use generation_proto::limits::SESSION_WINDOW;
 use serde::Deserialize;
 
 use crate::tls::load::TlsFiles;
@@ -47,6 +48,8 @@ pub struct Config {
     pub memory: Memory,
     /// `[journal]`.
     pub journal: Journal,
+    /// `[sessions]`.
+    pub sessions: Sessions,
     /// `[limits]`.
     pub limits: Limits,
     /// `[network]`.
@@ -91,6 +94,17 @@ pub enum Policy {
     NoEvict,
 }
 
+/// `[sessions]`: of clients whose writes are executed exactly once.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Sessions {
+    /// How long one may be idle before it expires.
+    #[serde(deserialize_with = "duration")]
+    pub idle_timeout: Duration,
+    /// Most writes from the oldest without a reply to the newest.
+    pub window: u64,
+}
+
 /// `[limits]`: bounds on what peers can make a node hold or do.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -99,6 +113,8 @@ pub struct Limits {
     pub max_value: ByteSize,
     /// Connections of one core.
     pub connections_per_core: usize,
+    /// Connections of clients of one address to one core.
+    pub connections_per_address: u32,
     /// Silence after which a connection is given up.
     #[serde(deserialize_with = "duration")]
     pub idle_timeout: Duration,
@@ -150,6 +166,7 @@ impl Default for Config {
             tls: Tls::default(),
             memory: Memory::default(),
             journal: Journal::default(),
+            sessions: Sessions::default(),
             limits: Limits::default(),
             network: Network::default(),
             log: Log::default(),
@@ -177,11 +194,21 @@ impl Default for Memory {
     }
 }
 
+impl Default for Sessions {
+    fn default() -> Self {
+        Self {
+            idle_timeout: Duration::from_mins(10),
+            window: SESSION_WINDOW,
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
             max_value: ByteSize::mib(8),
             connections_per_core: 16_384,
+            connections_per_address: 4_096,
             idle_timeout: Duration::from_secs(30),
             drain: Duration::from_secs(1),
         }
@@ -332,11 +359,24 @@ impl Config {
         if self.limits.connections_per_core == 0 {
             return wrong("limits.connections_per_core", "must be at least 1".into());
         }
+        if self.limits.connections_per_address == 0 {
+            return wrong("limits.connections_per_address", "must be at least 1".into());
+        }
         if !(Duration::from_secs(1)..=Duration::from_hours(1)).contains(&self.limits.idle_timeout) {
             return wrong("limits.idle_timeout", "must be \"1s\" to \"1h\"".into());
         }
         if self.limits.drain > Duration::from_mins(1) {
             return wrong("limits.drain", "must be at most \"1m\"".into());
+        }
+        let (idle, day) = (self.sessions.idle_timeout, Duration::from_hours(24));
+        if !(Duration::from_secs(1)..=day * 7).contains(&idle) {
+            return wrong("sessions.idle_timeout", "must be \"1s\" to \"7days\"".into());
+        }
+        if !(MIN_SESSION_WINDOW..=SESSION_WINDOW).contains(&self.sessions.window) {
+            return wrong(
+                "sessions.window",
+                format!("must be {MIN_SESSION_WINDOW} to {SESSION_WINDOW}"),
+            );
         }
         if !(64 << 10..=1 << 30).contains(&self.network.socket_buffer.as_u64()) {
             return wrong("network.socket_buffer", "must be \"64KiB\" to \"1GiB\"".into());
@@ -344,6 +384,9 @@ impl Config {
         Ok(())
     }
 }
+
+/// Least window of a session: clients send as many keys in one request.
+const MIN_SESSION_WINDOW: u64 = 256;
 
 /// Least budget of one shard: below, fixed costs outweigh the entries.
 const MIN_SHARD_BYTES: u64 = 64 << 10;
@@ -474,8 +517,12 @@ mod tests {
             ("limits.max_value = \"16MiB\"", "limits.max_value"),
             ("limits.max_value = 0", "limits.max_value"),
             ("limits.connections_per_core = 0", "limits.connections_per_core"),
+            ("limits.connections_per_address = 0", "limits.connections_per_address"),
             ("limits.idle_timeout = \"1ms\"", "limits.idle_timeout"),
             ("limits.drain = \"1h\"", "limits.drain"),
+            ("sessions.idle_timeout = \"10ms\"", "sessions.idle_timeout"),
+            ("sessions.window = 255", "sessions.window"),
+            ("sessions.window = 1025", "sessions.window"),
             ("network.socket_buffer = 1", "network.socket_buffer"),
         ] {
             let error = parse(text).unwrap().validate().unwrap_err();

@@ -1,14 +1,10 @@
 //! Directories that must not be served from, and files that are damaged.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
-
-use rustix::process::{Pid, Signal, kill_process};
 
 use crate::load::{Load, assert_all_there};
-use crate::processes::{Cluster, flip, wait_until};
+use crate::processes::{Cluster, Serving, flip, wait_until};
 
 /// Where a journal's identity has its version and its checksum, in bytes.
 const VERSION_AT: usize = 8;
@@ -29,7 +25,7 @@ fn serve(cluster: &Cluster, config: &str) -> (i32, String) {
 }
 
 /// Replaces a text in the configuration of node 1, which must be there.
-fn reconfigure(cluster: &Cluster, from: &str, to: &str) {
+pub(crate) fn reconfigure(cluster: &Cluster, from: &str, to: &str) {
     let path = cluster.data().join("node-1.toml");
     let text = fs::read_to_string(&path).unwrap();
     assert!(text.contains(from), "{text}");
@@ -192,18 +188,7 @@ fn a_flipped_bit_in_a_snapshot_is_found_offline_and_refused_by_a_node_that_is_al
         "size = \"8MiB\"\nsegment = \"2MiB\"\nsnapshot_after = \"2MiB\"",
     );
     reconfigure(&cluster, "[log]", "[limits]\nmax_value = \"64KiB\"\n\n[log]");
-    let mut node = cluster
-        .command()
-        .args(["serve", "--json", "--config"])
-        .arg(cluster.data().join("node-1.toml"))
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = String::new();
-    BufReader::new(node.stdout.take().unwrap())
-        .read_line(&mut line)
-        .unwrap();
-    assert!(line.contains("\"ready\":true"), "{line}");
+    let serving = Serving::start(&cluster);
     let snapshots = |action: &str| {
         let mut command = cluster.command();
         let output = command
@@ -224,8 +209,7 @@ fn a_flipped_bit_in_a_snapshot_is_found_offline_and_refused_by_a_node_that_is_al
     });
     let keys = load.finish();
     assert_all_there(&cluster.config(), &keys);
-    kill_process(Pid::from_child(&node), Signal::TERM).unwrap();
-    assert!(node.wait().unwrap().success());
+    serving.stop();
 
     let (code, verified, errors) = snapshots("verify");
     assert_eq!(code, Some(0), "{errors}");

@@ -1,6 +1,8 @@
 //! Nodes that are killed under load.
 
 use std::fs;
+use std::io::Write as _;
+use std::process::Stdio;
 
 use crate::load::{Load, assert_all_there};
 use crate::processes::{Cluster, wait_until};
@@ -34,6 +36,9 @@ fn what_was_acknowledged_survives_the_death_of_a_leader_and_of_a_follower() {
     cluster.kill(&[follower]);
     load.wait_for_more(SOME);
     cluster.restart_well(follower);
+    load.wait_for_more(SOME);
+    // Both are back, and lead again what they led, while writes go on.
+    cluster.wait_until_founders_lead(3);
     load.wait_for_more(SOME);
     let keys = load.finish();
     assert_all_there(&cluster.config(), &keys);
@@ -86,6 +91,54 @@ fn wiped_nodes_come_back_under_new_replica_ids_until_no_disk_is_from_the_beginni
     cluster.kill(&[1]);
     assert_all_there(&cluster.config(), &keys);
     cluster.restart_well(1);
+    cluster.wait_until_alike(3);
+    cluster.stop();
+}
+
+#[test]
+fn an_import_that_writes_exactly_once_goes_on_when_a_leader_dies() {
+    const LINES: usize = 60_000;
+    let mut cluster = Cluster::start(&["--nodes", "3", "--shards", "2"]);
+    cluster.wait_until_alike(3);
+    let mut import = cluster.command();
+    import
+        .args([
+            "kv",
+            "import",
+            "-",
+            "--exactly-once",
+            "--timeout",
+            "30s",
+            "--json",
+            "--config",
+        ])
+        .arg(cluster.config())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut import = import.spawn().unwrap();
+    let mut stdin = import.stdin.take().unwrap();
+    let line = |number: usize| format!("{{\"key\":\"line-{number}\",\"value\":\"value of line-{number}\"}}\n");
+    let leader = cluster.leader(0);
+    for number in 0..LINES {
+        // A pipe takes no more than is read at the other end, so most is still to come.
+        if number == LINES / 2 {
+            cluster.kill(&[leader]);
+        }
+        stdin.write_all(line(number).as_bytes()).unwrap();
+    }
+    drop(stdin);
+    let output = import.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&summary["imported"], &summary["in_doubt"]),
+        (&LINES.into(), &0.into()),
+        "{summary}"
+    );
+    let keys: Vec<String> = (0..LINES).step_by(7).map(|number| format!("line-{number}")).collect();
+    assert_all_there(&cluster.config(), &keys);
+    cluster.restart_well(leader);
     cluster.wait_until_alike(3);
     cluster.stop();
 }

@@ -23,12 +23,12 @@ pub(crate) struct Load {
     thread: JoinHandle<Vec<String>>,
 }
 
-async fn connect(config: &Path) -> Client {
+pub(crate) async fn connect(config: &Path) -> Client {
     let config = ClientConfig::load(config).unwrap();
     Client::builder().config(config).connect().await.unwrap()
 }
 
-fn block_on<T>(work: impl Future<Output = T>) -> T {
+pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.unwrap().block_on(work)
 }

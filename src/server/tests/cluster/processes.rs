@@ -193,6 +193,18 @@ impl Cluster {
         replicas.iter().find(|replica| replica["node"] == node).cloned()
     }
 
+    /// Waits until every shard is led by the node that founded it, which spreads leaders evenly.
+    pub(crate) fn wait_until_founders_lead(&self, nodes: usize) {
+        wait_until("leaderships to return", || {
+            let status = self.status();
+            let shards = status["shards"].as_array().unwrap();
+            shards
+                .iter()
+                .enumerate()
+                .all(|(number, shard)| shard["leader"] == number % nodes + 1)
+        });
+    }
+
     /// Waits until every shard has a replica on each of `nodes` nodes, and all of a shard are in one state at one index.
     pub(crate) fn wait_until_alike(&self, nodes: usize) {
         let mut last = Value::Null;
@@ -232,6 +244,44 @@ impl Drop for Cluster {
             let _ = dev.kill();
             let _ = dev.wait();
         }
+    }
+}
+
+/// A `generation serve` by the configuration of node 1, in a process of its own.
+pub(crate) struct Serving(Child);
+
+impl Serving {
+    /// Starts it and waits until it serves.
+    pub(crate) fn start(cluster: &Cluster) -> Self {
+        let mut node = cluster
+            .command()
+            .args(["serve", "--json", "--config"])
+            .arg(cluster.data().join("node-1.toml"))
+            .stdout(Stdio::piped())
+            .stderr(cluster.log())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(node.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        let serving = Self(node);
+        assert!(line.contains("\"ready\":true"), "{line}: {}", cluster.errors());
+        serving
+    }
+
+    /// Stops it gracefully.
+    pub(crate) fn stop(mut self) {
+        kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

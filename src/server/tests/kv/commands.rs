@@ -144,6 +144,19 @@ fn numbers_are_counted() {
     assert_eq!(node.kv(&["incr", "n"]).text(), "1\n");
     assert_eq!(node.kv(&["incr", "n", "41"]).text(), "42\n");
     assert_eq!(node.kv(&["incr", "n", "-50"]).text(), "-8\n");
+    // In a session the answers are the same.
+    assert_eq!(node.kv(&["incr", "n", "8", "--exactly-once"]).text(), "0\n");
+    assert_eq!(node.kv(&["incr", "n", "-8", "--exactly-once"]).text(), "-8\n");
+    for write in [
+        &["put", "once", "v"][..],
+        &["touch", "once", "--ttl", "1h"],
+        &["delete", "once"],
+    ] {
+        let run = node.kv(&[write, &["--exactly-once"]].concat());
+        assert_eq!(run.code, 0, "{run:?}");
+    }
+    let run = node.kv(&["delete", "once", "--exactly-once"]);
+    assert_eq!(run.code, 3, "{run:?}");
     let json = node.json(&["incr", "n"]);
     assert_eq!((&json["value"], &json["found"]), (&"-7".into(), &true.into()));
     node.kv(&["put", "word", "x"]);

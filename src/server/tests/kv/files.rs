@@ -22,6 +22,8 @@ fn real_data_goes_in_and_comes_out_the_same() {
     let node = Node::start(&[]);
     let summary = node.json(&["import", AIRPORTS]);
     assert_eq!((&summary["imported"], &summary["bad_lines"]), (&7884.into(), &0.into()));
+    let again = node.json(&["import", AIRPORTS, "--exactly-once"]);
+    assert_eq!((&again["imported"], &again["in_doubt"]), (&7884.into(), &0.into()));
     let heathrow: serde_json::Value = serde_json::from_slice(&node.kv(&["get", "airport:LHR"]).stdout).unwrap();
     assert_eq!(
         heathrow["country"], "GB",
@@ -194,6 +196,8 @@ fn an_import_that_fails_says_where_to_go_on() {
     let error = run.error();
     assert_eq!(error["state"], "in_doubt");
     let summary = run.json();
+    assert!(summary["in_doubt"].as_u64().unwrap() > 0, "{summary}");
+    assert!(run.stderr.contains("line_in_doubt"), "they are named: {run:?}");
     let resume_from = summary["resume_from"].as_u64().unwrap();
     assert!((2000..=20_000).contains(&resume_from), "{summary}");
     let option = format!("--resume-from {resume_from}");

@@ -28,6 +28,20 @@ pub fn one_node(seed: u64, setup: &NodeSetup) -> (Sim, Lane) {
 /// A new connection of a client to a core of node 0, `Hello` said.
 pub fn lane(sim: &mut Sim, client: usize, core: u8) -> Lane {
     let lane = silent_lane(sim, client, core);
+    greet(sim, lane)
+}
+
+/// A new connection of a client to core 0 of a node, `Hello` said.
+pub fn lane_of(sim: &mut Sim, client: usize, node: usize) -> Lane {
+    let (now, addr) = (sim.now(), sim.addr(node));
+    let key = sim.clients[client].connect(now, addr, 0);
+    sim.until(|sim| sim.clients[client].is_connected(key).then_some(()));
+    let stream = sim.clients[client].open(key).unwrap();
+    greet(sim, Lane { client, key, stream })
+}
+
+fn greet(sim: &mut Sim, lane: Lane) -> Lane {
+    let client = lane.client;
     let id = sim.clients[client].hello(lane.key, lane.stream);
     let response = wait(sim, lane, id);
     assert_eq!(status(&response), Status::Ok);

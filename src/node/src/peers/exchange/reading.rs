@@ -8,6 +8,9 @@ use generation_quic::{ConnectionKey, Driver, Read, StreamError};
 use super::{Asked, Delivery, Exchange, RequestHead};
 use crate::peers::PeerError;
 
+/// Milliseconds beyond which an answer says too little of another node's clock.
+const MOST_ROUND_TRIP_MS: u64 = 500;
+
 /// Most bytes of a hello: what a lane may have left unfinished before it has said one.
 const HELLO_BYTES: usize = HEADER_LEN + PeerHello::MAX_LEN;
 
@@ -160,8 +163,14 @@ impl Exchange {
                 };
                 let node = &mut self.nodes[node];
                 node.stats.round_trip_us = round_trip / 1_000;
-                let then = now_ms.saturating_sub(round_trip / 2_000_000);
-                node.clock_offset_ms = Some(ping.unix_ms.wrapping_sub(then).cast_signed());
+                let round_trip_ms = round_trip / 1_000_000;
+                if round_trip_ms > MOST_ROUND_TRIP_MS {
+                    // It would be wrong by up to half of that.
+                    return;
+                }
+                let then = now_ms.saturating_sub(round_trip_ms / 2);
+                let offset_ms = ping.unix_ms.wrapping_sub(then).cast_signed();
+                node.clock_offset = Some((offset_ms, self.now));
             }
             _ => {}
         }

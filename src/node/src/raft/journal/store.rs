@@ -209,7 +209,7 @@ impl<D: Disk> RaftLogStorage<Types> for LogStore<D> {
         let mut state = self.journal.0.state.borrow_mut();
         state.check()?;
         let shard = self.shard;
-        let largest = self.journal.0.config.segment_bytes / 2;
+        let largest = self.journal.entry_bytes();
         let mut last = None;
         for entry in entries {
             let Some(log) = state.logs.get_mut(&shard) else {
@@ -217,7 +217,7 @@ impl<D: Disk> RaftLogStorage<Types> for LogStore<D> {
             };
             let (kind, payload) = log::to_record(&entry);
             let log_id = to_journal(&entry.log_id);
-            if payload.len() as u64 > largest {
+            if payload.len() > largest {
                 let message = format!(
                     "an entry of {} bytes does not fit a segment of the journal",
                     payload.len()

@@ -59,7 +59,7 @@ impl<E: Env + Clone> Ambient for Of<E> {
     }
 
     fn point(&self, point: &'static str) {
-        self.0.point(point);
+        self.env.point(point);
     }
 }
 

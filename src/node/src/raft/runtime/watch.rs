@@ -156,6 +156,13 @@ impl<T> Drop for WatchSender<T> {
     }
 }
 
+impl<T> WatchReceiver<T> {
+    /// Whether nobody can send any more.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.channel.senders.get() == 0
+    }
+}
+
 impl<T> Clone for WatchReceiver<T> {
     fn clone(&self) -> Self {
         self.channel.receiver(self.seen)

@@ -1,6 +1,7 @@
 //! Receiving a leader's snapshot, chunk by chunk, into a file.
 
 use std::io;
+use std::rc::Rc;
 
 use generation_engine::snapshot_file::{Decoder, chunk_len};
 
@@ -105,6 +106,7 @@ impl<D: Disk> Incoming<D> {
             path: path.into(),
             id: summary.id,
             meta,
+            damage: Rc::default(),
         })
     }
 }

@@ -60,6 +60,7 @@ pub(crate) async fn write<D: Disk>(shared: &Rc<Shared<D>>, image: &Image) -> io:
         path: done.into(),
         id,
         meta: image.meta.clone(),
+        damage: Rc::default(),
     }))
 }
 

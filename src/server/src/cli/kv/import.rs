@@ -6,6 +6,9 @@
 //!
 //! What is acknowledged is known by line: everything before `resume_from` was stored or reported. Nothing is written beside the
 //! input; a failed import prints the option that goes on from there.
+//!
+//! A line whose reply is lost, because a leader died, is in doubt; the import reports it by number and goes on, and what it says to go on
+//! from is the first of those. Only when nothing at all is acknowledged any more does it stop.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
@@ -23,6 +26,7 @@ use generation_client::{Client, Error, Item, Rejected, WriteReply};
 use serde::Serialize;
 use tokio::sync::mpsc;
 
+use super::WriteOptions;
 use super::output::{Output, Stop, escape};
 use super::progress::{Progress, per_second};
 use super::records::{BadLine, Batch, Format, Reader, Step};
@@ -35,6 +39,9 @@ const BATCH_ENTRIES: usize = 2048;
 const BATCH_BYTES: usize = 256 << 10;
 /// Batches on their way at a time. Each is held until it is acknowledged.
 const WINDOW: usize = 8;
+/// Batches in a row of which no line was stored, because of what was in doubt, after which an import stops: more than can be on their way
+/// when a leader dies.
+const FRUITLESS: usize = 2 * WINDOW;
 /// Batches that wait between the reading thread and the sending one.
 const QUEUE: usize = 4;
 /// Bad lines that are printed one by one unless all are asked for.
@@ -61,6 +68,8 @@ pub(crate) struct Args {
     /// Print every bad line, not the first 100 only.
     #[arg(long)]
     all_bad_lines: bool,
+    #[command(flatten)]
+    write: WriteOptions,
 }
 
 const IMPORT_HELP: &str = "\
@@ -71,13 +80,15 @@ NDJSON has one object a line:
   {\"key\":\"c\",\"value\":{\"any\":[\"JSON\"]}}           stored as it is written
 CSV starts with a line that names its columns: key or key_b64, value or value_b64, optionally ttl_ms.
 
-Lines that cannot be stored are reported by number and passed over; the exit code is 1 then. An import that
-fails on the way says which line to go on from (--resume-from): every line before it was stored or reported.
+Lines that cannot be stored are reported by number and passed over; the exit code is 1 then. Lines whose reply
+is lost, because a leader has died, are in doubt: they are reported too, and the exit code is 6. With
+--exactly-once they are sent again instead, and executed once. An import that fails on the way says which line to go on from (--resume-from): every line before it was stored or reported.
 Importing a line twice does no harm, unless something else wrote the key meanwhile.
 
 Examples:
   generation kv import airports.ndjson
   generation kv import users.csv --ttl 24h
+  generation kv import users.csv --exactly-once
   zcat dump.ndjson.gz | generation kv import - --if-absent
   generation kv import big.ndjson --resume-from 250001";
 
@@ -90,11 +101,13 @@ struct Summary {
     kept: u64,
     /// Lines that could not be stored.
     bad_lines: u64,
+    /// Lines that may have been stored or not.
+    in_doubt: u64,
     /// Bytes of keys and values stored.
     bytes: u64,
     elapsed_ms: u64,
     per_second: u64,
-    /// Line to go on from; `None` when the file was read to its end.
+    /// Line to go on from: the first that is not known to have been stored or reported as bad. `None` when there is none.
     resume_from: Option<u64>,
 }
 
@@ -109,7 +122,7 @@ enum Message {
 pub(crate) async fn run(args: &Args, connection: &Connection, globals: &Globals) -> Result<Exit, Failure> {
     let format = args.format.unwrap_or_else(|| Format::of_path(&args.file));
     let (input, len_bytes) = open(&args.file)?;
-    let client = connection.connect().await?;
+    let client = args.write.of(connection.connect().await?);
     let read_bytes = Arc::new(AtomicU64::new(0));
     let input = Counted {
         input,
@@ -135,6 +148,8 @@ pub(crate) async fn run(args: &Args, connection: &Connection, globals: &Globals)
         on_their_way: HashSet::new(),
         unacknowledged: BTreeMap::new(),
         summary: Summary::default(),
+        first_in_doubt: None,
+        fruitless: 0,
         failure: None,
     };
     import.pump(receiver).await;
@@ -290,6 +305,9 @@ struct Import<'c> {
     /// First lines of the batches that were handed over and not acknowledged, with how many start there.
     unacknowledged: BTreeMap<u64, u32>,
     summary: Summary,
+    first_in_doubt: Option<u64>,
+    /// Batches in a row of which nothing was stored.
+    fruitless: usize,
     failure: Option<Failure>,
 }
 
@@ -392,24 +410,41 @@ impl Import<'_> {
             self.on_their_way.remove(hash);
         }
         let mut complete = true;
+        let (mut stored, mut doubt) = (false, None);
         for ((line, bytes), result) in done.lines.into_iter().zip(done.results) {
             match result {
                 Ok(_) => {
+                    stored = true;
                     self.summary.imported += 1;
                     self.summary.bytes += bytes as u64;
                 }
-                Err(Error::Rejected(Rejected::ConditionFailed { .. })) if self.if_absent => self.summary.kept += 1,
+                Err(Error::Rejected(Rejected::ConditionFailed { .. })) if self.if_absent => {
+                    stored = true;
+                    self.summary.kept += 1;
+                }
+                Err(error @ Error::InDoubt(_)) => {
+                    self.in_doubt(line, &error);
+                    doubt = Some(error);
+                }
                 // The next line would fail as this one did: that is no matter of one line.
                 Err(
-                    error @ (Error::Rejected(Rejected::OutOfMemory | Rejected::PermissionDenied(_))
-                    | Error::NotSent(_)
-                    | Error::InDoubt(_)),
+                    error
+                    @ (Error::Rejected(Rejected::OutOfMemory | Rejected::PermissionDenied(_)) | Error::NotSent(_)),
                 ) => {
                     complete = false;
                     self.fail(error.into());
                 }
                 Err(error) => self.bad_line(line, &error.to_string()),
             }
+        }
+        match doubt {
+            Some(error) if !stored => {
+                self.fruitless += 1;
+                if self.fruitless >= FRUITLESS {
+                    self.fail(error.into());
+                }
+            }
+            _ => self.fruitless = 0,
         }
         if complete && let Some(count) = self.unacknowledged.get_mut(&done.first_line) {
             *count -= 1;
@@ -442,14 +477,31 @@ impl Import<'_> {
 
     fn bad_line(&mut self, line: u64, reason: &str) {
         self.summary.bad_lines += 1;
-        let message = match self.summary.bad_lines {
-            n if n <= REPORTED || self.report_all => format!("line {line}: {reason}"),
-            n if n == REPORTED + 1 => "more bad lines follow; --all-bad-lines prints them".to_owned(),
-            _ => return,
-        };
-        let failure = Failure::new(Exit::Rejected, message)
+        let failure = Failure::new(Exit::Rejected, format!("line {line}: {reason}"))
             .with_code("bad_line")
             .with_state(State::Rejected);
+        self.report_line(failure);
+    }
+
+    fn in_doubt(&mut self, line: u64, error: &Error) {
+        self.summary.in_doubt += 1;
+        self.first_in_doubt = self.first_in_doubt.map_or(Some(line), |first| Some(first.min(line)));
+        let failure = Failure::new(Exit::InDoubt, format!("line {line}: {error}"))
+            .with_code("line_in_doubt")
+            .with_state(State::InDoubt);
+        self.report_line(failure);
+    }
+
+    /// Reports a line that was counted, unless so many were that they are only counted.
+    fn report_line(&self, failure: Failure) {
+        let failure = match self.summary.bad_lines + self.summary.in_doubt {
+            n if n <= REPORTED || self.report_all => failure,
+            n if n == REPORTED + 1 => {
+                let message = "more such lines follow; --all-bad-lines prints them".to_owned();
+                Failure { message, ..failure }
+            }
+            _ => return,
+        };
         self.progress.suspend(|| failure.report(self.json));
     }
 
@@ -463,6 +515,15 @@ impl Import<'_> {
         if self.failure.is_some() {
             let open = self.unacknowledged.keys().next().copied();
             summary.resume_from = Some(open.unwrap_or(handed_over).min(handed_over));
+        }
+        if let Some(first) = self.first_in_doubt {
+            // What is in doubt outweighs what stopped the import.
+            self.failure = self.failure.take().map(|failure| Failure {
+                exit: Exit::InDoubt,
+                state: State::InDoubt,
+                ..failure
+            });
+            summary.resume_from = Some(summary.resume_from.map_or(first, |line| line.min(first)));
         }
         (self.summary, self.failure)
     }
@@ -479,6 +540,16 @@ fn report(args: &Args, summary: &Summary, failure: Option<Failure>, globals: &Gl
         Ok(()) | Err(Stop::Closed) => {}
         Err(Stop::Failure(failure)) => return Err(failure),
     }
+    let failure = failure.or_else(|| {
+        let (count, bad) = (summary.in_doubt, summary.bad_lines);
+        (count > 0).then(|| {
+            let message =
+                format!("{count} lines may have been stored or not, and {bad} bad lines were not; all others were");
+            Failure::new(Exit::InDoubt, message)
+                .with_code("lines_in_doubt")
+                .with_state(State::InDoubt)
+        })
+    });
     match failure {
         Some(mut failure) => {
             // Where nothing was done there is nothing to go on from.

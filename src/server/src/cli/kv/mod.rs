@@ -87,6 +87,25 @@ impl KeyOptions {
     }
 }
 
+/// Options of writes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct WriteOptions {
+    /// Send a write again where its reply is lost; the cluster executes it once all the same. Costs a session for each shard.
+    #[arg(long)]
+    exactly_once: bool,
+}
+
+impl WriteOptions {
+    /// The client as whoever writes uses it.
+    pub(crate) fn of(&self, client: Client) -> Client {
+        if self.exactly_once {
+            client.exactly_once()
+        } else {
+            client
+        }
+    }
+}
+
 /// Options of reads.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ReadOptions {
@@ -164,6 +183,8 @@ struct Put {
     if_version: Option<u64>,
     #[command(flatten)]
     keys: KeyOptions,
+    #[command(flatten)]
+    write: WriteOptions,
 }
 
 #[derive(Debug, clap::Args)]
@@ -177,12 +198,15 @@ struct Delete {
     if_version: Option<u64>,
     #[command(flatten)]
     keys: KeyOptions,
+    #[command(flatten)]
+    write: WriteOptions,
 }
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  \
     generation kv incr visits             # prints the sum\n  \
-    generation kv incr stock -3\n\n\
+    generation kv incr stock -3\n  \
+    generation kv incr visits --exactly-once   # a lost reply does not count twice\n\n\
     The value is an ASCII decimal 64-bit signed number; its time to live stays as it is.")]
 struct Incr {
     key: OsString,
@@ -191,6 +215,8 @@ struct Incr {
     delta: i64,
     #[command(flatten)]
     keys: KeyOptions,
+    #[command(flatten)]
+    write: WriteOptions,
 }
 
 #[derive(Debug, clap::Args)]
@@ -210,6 +236,8 @@ struct Touch {
     persist: bool,
     #[command(flatten)]
     keys: KeyOptions,
+    #[command(flatten)]
+    write: WriteOptions,
 }
 
 #[derive(Debug, clap::Args)]
@@ -304,7 +332,7 @@ async fn execute(command: &KvCommand, connection: &Connection, json: bool, out: 
         }
         KvCommand::Put(args) => {
             let (key, value) = (args.keys.key(&args.key)?, value(&args.value)?);
-            let client = connection.connect().await?;
+            let client = args.write.of(connection.connect().await?);
             let mut request = client.put(&key, value);
             if let Some(ttl) = args.ttl {
                 request = request.ttl(ttl);
@@ -321,7 +349,7 @@ async fn execute(command: &KvCommand, connection: &Connection, json: bool, out: 
         }
         KvCommand::Delete(args) => {
             let key = args.keys.key(&args.key)?;
-            let client = connection.connect().await?;
+            let client = args.write.of(connection.connect().await?);
             let mut request = client.delete(&key);
             if let Some(version) = args.if_version {
                 request = request.if_version(version);
@@ -332,7 +360,7 @@ async fn execute(command: &KvCommand, connection: &Connection, json: bool, out: 
         }
         KvCommand::Incr(args) => {
             let key = args.keys.key(&args.key)?;
-            let client = connection.connect().await?;
+            let client = args.write.of(connection.connect().await?);
             let reply = client.incr(&key, args.delta).await;
             client.close().await;
             let reply = reply?;
@@ -341,7 +369,7 @@ async fn execute(command: &KvCommand, connection: &Connection, json: bool, out: 
         }
         KvCommand::Touch(args) => {
             let key = args.keys.key(&args.key)?;
-            let client = connection.connect().await?;
+            let client = args.write.of(connection.connect().await?);
             let mut request = client.touch(&key);
             if let Some(ttl) = args.ttl {
                 request = request.ttl(ttl);
