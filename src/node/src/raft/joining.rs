@@ -285,8 +285,18 @@ impl<D: Disk, T: Transport> Drop for Admission<D, T> {
 }
 
 impl<D: Disk, T: Transport> Admission<D, T> {
+    /// Begins a change of the members, unless one is under way: what the next looks at would not be what it changes.
+    fn begin_change(&self, replica: &Replica<D, T>) -> Option<Change<D, T>> {
+        let free = !replica.members().changing && self.shards.0.changes.borrow_mut().insert(self.shard);
+        free.then(|| Change {
+            shards: self.shards.clone(),
+            shard: self.shard,
+        })
+    }
+
     /// Draws an id and adds a learner of it. `None`: not now.
     async fn add(&self, replica: &Replica<D, T>) -> Option<ReplicaId> {
+        let _change = self.begin_change(replica)?;
         let members = replica.members();
         let stale = members.all.iter().filter(|(id, place)| {
             // What lives on that node is nothing any more.
@@ -311,12 +321,17 @@ impl<D: Disk, T: Transport> Admission<D, T> {
     /// Gives a learner its vote once it has caught up, and takes it from whatever else of the group lived on its node.
     async fn promote(&self, replica: &Replica<D, T>, id: ReplicaId) {
         let end = CoreInstant::now() + CATCH_UP;
-        while !has_caught_up(replica, id) {
+        let _change = loop {
+            if has_caught_up(replica, id)
+                && let Some(change) = self.begin_change(replica)
+            {
+                break change;
+            }
             if CoreInstant::now() > end || !replica.leads() {
                 return;
             }
             Runtime::sleep(PAUSE / 5).await;
-        }
+        };
         let members = replica.members();
         let elsewhere = members.voters.iter().filter(|voter| {
             let place = members.all.get(voter);
@@ -332,6 +347,18 @@ impl<D: Disk, T: Transport> Admission<D, T> {
             // It asks again.
             Err(error) => tracing::debug!(shard = self.shard, %error, "a replica was not given its vote"),
         }
+    }
+}
+
+/// A change of a group's members, from the look at who they are to its end.
+struct Change<D: Disk, T: Transport> {
+    shards: Shards<D, T>,
+    shard: u16,
+}
+
+impl<D: Disk, T: Transport> Drop for Change<D, T> {
+    fn drop(&mut self) {
+        self.shards.0.changes.borrow_mut().remove(&self.shard);
     }
 }
 

@@ -80,6 +80,8 @@ pub(super) struct Inner<D: Disk, T> {
     replicas: RefCell<BTreeMap<u16, Replica<D, T>>>,
     /// Nodes that are being let in, by shard.
     pub(super) admissions: RefCell<BTreeSet<(u16, u64)>>,
+    /// Shards whose members are being changed by this node.
+    pub(super) changes: RefCell<BTreeSet<u16>>,
     snapshot_bytes: u64,
 }
 
@@ -122,6 +124,7 @@ impl<D: Disk, T: Transport> Shards<D, T> {
             journal,
             replicas: RefCell::default(),
             admissions: RefCell::default(),
+            changes: RefCell::default(),
             snapshot_bytes: config.snapshot_bytes,
         }));
         let tending = shards.clone();
