@@ -583,7 +583,7 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
             Operation::CloseSession(ShardSession { id: session, shard }) => {
                 self.in_shard(&asked, shard, batch::Operation::CloseSession { session });
             }
-            Operation::TakeSnapshot { shard } => self.snapshot(&asked, shard),
+            Operation::TakeSnapshot { shard } => self.at_owner(&asked, shard, |turn| turn.take_snapshot(shard, origin)),
             Operation::Keys(scan) => self.page(&asked, scan, false),
             Operation::Entries(scan) => self.page(&asked, scan, true),
             // Hello never leaves the core it arrived at, and operations with one key are above.
@@ -831,26 +831,32 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
 
     /// A page of keys or entries.
     fn page(&mut self, asked: &Asked<'t>, scan: Scan<'t>, values: bool) {
+        let reader = Reader {
+            origin: asked.origin,
+            incoming: asked.place,
+            consistency: 0,
+        };
+        self.at_owner(asked, scan.shard, |turn| {
+            turn.batch(scan.shard).pages.push((reader, values, scan));
+        });
+    }
+
+    /// Does what is asked of a whole shard, `here` where it belongs to this core; or says why not.
+    fn at_owner(&mut self, asked: &Asked<'t>, shard: u16, here: impl FnOnce(&mut Self)) {
         let &Asked {
-            place,
             incoming,
             origin,
             deadline,
             ..
         } = asked;
-        if !self.is_shard(scan.shard, origin) {
+        if !self.is_shard(shard, origin) {
             return;
         }
-        let core = owner(scan.shard, self.dispatch.cores);
+        let core = owner(shard, self.dispatch.cores);
         if self.is_late(deadline) {
             self.late(origin);
         } else if core == self.dispatch.core {
-            let reader = Reader {
-                origin,
-                incoming: place,
-                consistency: 0,
-            };
-            self.batch(scan.shard).pages.push((reader, values, scan));
+            here(self);
         } else {
             self.forward(core, incoming, origin, deadline);
         }
@@ -858,44 +864,10 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
 
     /// What opens or ends a session in a shard.
     fn in_shard(&mut self, asked: &Asked<'t>, shard: u16, operation: batch::Operation<'t>) {
-        let &Asked {
-            incoming,
-            origin,
-            deadline,
-            ..
-        } = asked;
-        if !self.is_shard(shard, origin) {
-            return;
-        }
-        let core = owner(shard, self.dispatch.cores);
-        if self.is_late(deadline) {
-            self.late(origin);
-        } else if core == self.dispatch.core {
-            self.batch(shard).in_sessions.push((origin, operation));
-        } else {
-            self.forward(core, incoming, origin, deadline);
-        }
-    }
-
-    /// A snapshot of this node's replica of a shard.
-    fn snapshot(&mut self, asked: &Asked<'t>, shard: u16) {
-        let &Asked {
-            incoming,
-            origin,
-            deadline,
-            ..
-        } = asked;
-        if !self.is_shard(shard, origin) {
-            return;
-        }
-        let core = owner(shard, self.dispatch.cores);
-        if self.is_late(deadline) {
-            self.late(origin);
-        } else if core == self.dispatch.core {
-            self.take_snapshot(shard, origin);
-        } else {
-            self.forward(core, incoming, origin, deadline);
-        }
+        let origin = asked.origin;
+        self.at_owner(asked, shard, |turn| {
+            turn.batch(shard).in_sessions.push((origin, operation));
+        });
     }
 
     /// Whether a request names a shard there is; else it has been refused.
@@ -929,7 +901,7 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
         reply.encode(&mut body);
         if supported {
             tracing::debug!(client = hello.name, minor = hello.minor, "hello");
-            self.streams.set_hello(connection, true);
+            self.streams.said_hello(connection);
             self.answer(origin, &body);
         } else {
             self.dispatch.stats.requests_rejected += 1;
