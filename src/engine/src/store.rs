@@ -236,6 +236,12 @@ impl Store {
     #[inline]
     pub(crate) fn prefetch_bucket(&self, hash: u64) {
         self.index.prefetch(hash);
+        self.prefetch_ghost(hash);
+    }
+
+    /// What is remembered of `hash` will be asked for soon.
+    #[inline]
+    pub(crate) fn prefetch_ghost(&self, hash: u64) {
         if self.policy == Policy::S3Fifo {
             self.ghost.prefetch(hash);
         }
@@ -326,17 +332,25 @@ impl Store {
         }
     }
 
-    /// Replaces everything but the key, and counts the entry as used.
-    pub(crate) fn replace(&mut self, hash: u64, entry: Ref, value: &[u8], version: Version, expires_at_ms: u64) {
+    /// Replaces everything but the key, and counts the entry as used. `costs`: the old one and the new one.
+    pub(crate) fn replace(
+        &mut self,
+        hash: u64,
+        entry: Ref,
+        value: &[u8],
+        version: Version,
+        expires_at_ms: u64,
+        (old_cost, cost): (u64, u64),
+    ) {
         self.preserve(entry);
-        self.count_out(entry);
+        let list = self.list_of(entry);
+        self.bytes[list] = self.bytes[list] - old_cost + cost;
         let entry = if self.entries.overwrite(entry, value, version, expires_at_ms) {
             entry
         } else {
             let key = self.entries.key(entry).to_vec();
             self.recreate(hash, entry, &key, value, version, expires_at_ms)
         };
-        self.count_in(entry);
         self.keep(entry);
     }
 
@@ -705,12 +719,6 @@ impl Store {
         let list = self.list_of(entry);
         self.bytes[list] += self.entries.cost(entry);
         self.records[list] += 1;
-    }
-
-    fn count_out(&mut self, entry: Ref) {
-        let list = self.list_of(entry);
-        self.bytes[list] -= self.entries.cost(entry);
-        self.records[list] -= 1;
     }
 
     /// The next victim of S3-FIFO (algorithm 1 of the paper): from the small queue while that is above its share, an entry used
