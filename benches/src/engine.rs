@@ -85,6 +85,7 @@ pub struct Leader {
     pub shard: Shard,
     index: u64,
     victims: Vec<Victim>,
+    hashes: Vec<u64>,
 }
 
 impl Leader {
@@ -101,6 +102,7 @@ impl Leader {
             shard: Shard::new(config),
             index: 0,
             victims: Vec::new(),
+            hashes: Vec::new(),
         }
     }
 
@@ -130,29 +132,32 @@ impl Leader {
         }
     }
 
-    /// Writes that arrived in one turn, as one log entry: all at the same size.
+    /// Writes that arrived in one turn, as one log entry, in the steps of a node: all at the same size.
     ///
     /// # Panics
     /// If one is refused.
     pub fn put_batch<K: AsRef<[u8]>>(&mut self, keys: &[K], value: &[u8]) {
         self.index += 1;
         self.shard.begin(self.index, 0);
+        self.hashes.clear();
+        self.hashes.extend(keys.iter().map(|key| self.shard.hash(key.as_ref())));
+        self.shard.prefetch_index(&self.hashes);
         let costs = keys
             .iter()
             .map(|key| self.shard.cost(key.as_ref().len(), value.len()))
             .sum();
         self.shard.propose_victims(costs, keys.len() as u64, &mut self.victims);
-        let evictions = self
-            .victims
-            .drain(..)
-            .map(|Victim { hash, version }| Command::Evict { hash, version });
+        for Victim { hash, version } in self.victims.drain(..) {
+            self.shard.apply(&Command::Evict { hash, version });
+        }
+        self.shard.prefetch_entries(&self.hashes);
         let puts = keys.iter().map(|key| Command::Put {
             key: key.as_ref(),
             value,
             expires_at_ms: 0,
             condition: Condition::None,
         });
-        self.shard.apply_batch(evictions.chain(puts), |_, outcome| {
+        self.shard.apply_batch_hashed(puts, &self.hashes, |_, outcome| {
             assert!(matches!(outcome, Outcome::Applied { .. }));
         });
     }

@@ -598,14 +598,10 @@ impl<'a> Operation<'a> {
                 }
             }
             Opcode::Put => {
-                let key_len: &U16 = take(&mut rest).ok_or(cut)?;
-                let key = take_bytes(&mut rest, usize::from(key_len.get())).ok_or(cut)?;
+                let (key, value) = put_parts(std::mem::take(&mut rest)).ok_or(cut)?;
                 check_key(key, limits)?;
-                check_value(rest, limits)?;
-                Self::Put {
-                    key,
-                    value: std::mem::take(&mut rest),
-                }
+                check_value(value, limits)?;
+                Self::Put { key, value }
             }
             Opcode::MultiGet => Self::MultiGet(KeyList::decode(opcode, &mut rest, limits)?),
             Opcode::MultiDelete => Self::MultiDelete(KeyList::decode(opcode, &mut rest, limits)?),
@@ -861,6 +857,14 @@ impl ShardSession {
             shard: body.shard.get(),
         })
     }
+}
+
+/// Key and value in the body of a `Put`, not checked against any limit. `None` when it is cut short.
+#[inline]
+pub fn put_parts(mut body: &[u8]) -> Option<(&[u8], &[u8])> {
+    let key_len: &U16 = take(&mut body)?;
+    let key = take_bytes(&mut body, usize::from(key_len.get()))?;
+    Some((key, body))
 }
 
 fn last_key<'a>(rest: &mut &'a [u8], limits: &Limits) -> Result<&'a [u8], RequestError> {

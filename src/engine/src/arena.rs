@@ -15,7 +15,7 @@ use std::ops::Range;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::classes::{self, UNIT_BYTES};
-use crate::entry;
+use crate::entry::{self, Header};
 use crate::memory::{CHUNK_BYTES, Chunk};
 
 /// Names a slot: page number (24 bits) and slot in the page (8 bits). The page number counts units of 8 KiB, so a shard addresses
@@ -108,6 +108,60 @@ const NO_CLASS: u8 = u8::MAX;
 
 const _: () = assert!(classes::CLASSES <= NO_CLASS as usize);
 
+/// What finding a slot needs of its chunk, close together and apart from what is known of pages, so that the way to a slot costs no
+/// cache miss of its own.
+#[derive(Debug)]
+struct Place {
+    /// `None`: it was given back.
+    chunk: Option<Chunk>,
+    /// The class of the page that begins at each unit, [`NO_CLASS`] if none does.
+    classes: [u8; UNITS_PER_CHUNK],
+}
+
+const _: () = assert!(UNITS_PER_CHUNK == 1 << 8, "a byte names a unit of a chunk");
+
+impl Place {
+    const VACANT: Self = Self {
+        chunk: None,
+        classes: [NO_CLASS; UNITS_PER_CHUNK],
+    };
+
+    #[inline]
+    fn held(&self) -> &Chunk {
+        let chunk = self.chunk.as_ref();
+        chunk.expect("invariant: references point into chunks that are held")
+    }
+
+    #[inline]
+    fn held_mut(&mut self) -> &mut Chunk {
+        let chunk = self.chunk.as_mut();
+        chunk.expect("invariant: references point into chunks that are held")
+    }
+
+    /// Where in the chunk a slot begins, and its length.
+    #[inline]
+    fn locate(&self, slot: Ref) -> (usize, usize) {
+        let unit = (slot >> 8) as u8;
+        let stride = classes::stride(self.classes[unit as usize]);
+        debug_assert!(stride > 0, "a reference into no page");
+        (unit as usize * UNIT_BYTES + (slot as usize & 0xff) * stride, stride)
+    }
+
+    /// Where in the chunk a slot is.
+    #[inline]
+    fn range(&self, slot: Ref) -> Range<usize> {
+        let (start, stride) = self.locate(slot);
+        start..start + stride
+    }
+
+    /// Where in the chunk the header of a slot is.
+    #[inline]
+    fn header(&self, slot: Ref) -> Range<usize> {
+        let (start, _) = self.locate(slot);
+        start..start + size_of::<Header>()
+    }
+}
+
 /// How much of a chunk is in use. All zero for one that is not held.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Extent {
@@ -135,10 +189,7 @@ struct Emptying {
 
 #[derive(Debug)]
 pub(crate) struct Arena {
-    /// What finding a slot needs lies close together, apart from what is known of pages: the memory of each chunk, and the class
-    /// of the page that begins at each unit, [`NO_CLASS`] if none does. So the way to a slot costs no cache miss of its own.
-    chunks: Vec<Option<Chunk>>,
-    page_classes: Vec<u8>,
+    chunks: Vec<Place>,
     pages: Pages,
     extents: Vec<Extent>,
     /// Units touched, over all chunks.
@@ -165,7 +216,6 @@ impl Arena {
     pub(crate) fn new() -> Self {
         Self {
             chunks: Vec::new(),
-            page_classes: Vec::new(),
             pages: Pages::default(),
             extents: Vec::new(),
             touched: 0,
@@ -190,43 +240,52 @@ impl Arena {
     #[inline]
     pub(crate) fn slot(&self, slot: Ref) -> &[u8] {
         let place = self.place(slot);
-        &held(&self.chunks, chunk_of(slot >> 8))[place]
+        &place.held()[place.range(slot)]
     }
 
     /// The bytes of a slot.
     #[inline]
     pub(crate) fn slot_mut(&mut self, slot: Ref) -> &mut [u8] {
-        let place = self.place(slot);
-        let chunk = self.chunks[chunk_of(slot >> 8)].as_mut();
-        &mut chunk.expect("invariant: references point into chunks that are held")[place]
+        let place = &mut self.chunks[chunk_of(slot >> 8)];
+        let range = place.range(slot);
+        &mut place.held_mut()[range]
     }
 
-    /// Where in its chunk a slot is.
+    /// The header of a slot: less work than [`Arena::slot`].
     #[inline]
-    fn place(&self, slot: Ref) -> Range<usize> {
-        let page = (slot >> 8) as usize;
-        let stride = classes::stride(self.page_classes[page]);
-        let start = page % UNITS_PER_CHUNK * UNIT_BYTES + (slot as usize & 0xff) * stride;
-        start..start + stride
+    pub(crate) fn header(&self, slot: Ref) -> &Header {
+        let place = self.place(slot);
+        entry::header(&place.held()[place.header(slot)])
+    }
+
+    /// The header of a slot.
+    #[inline]
+    pub(crate) fn header_mut(&mut self, slot: Ref) -> &mut Header {
+        let place = &mut self.chunks[chunk_of(slot >> 8)];
+        let range = place.header(slot);
+        entry::header_mut(&mut place.held_mut()[range])
+    }
+
+    #[inline]
+    fn place(&self, slot: Ref) -> &Place {
+        &self.chunks[chunk_of(slot >> 8)]
     }
 
     /// Copies the bytes of one slot to another of the same class.
     pub(crate) fn copy(&mut self, from: Ref, to: Ref) {
-        let (source, target) = (self.place(from), self.place(to));
+        let (source, target) = (self.place(from).range(from), self.place(to).range(to));
         let (from, to) = (chunk_of(from >> 8), chunk_of(to >> 8));
         if from == to {
-            let chunk = self.chunks[from].as_mut();
-            let chunk = chunk.expect("invariant: references point into chunks that are held");
-            chunk.copy_within(source, target.start);
-        } else if let Ok([Some(from), Some(to)]) = self.chunks.get_disjoint_mut([from, to]) {
-            to[target].copy_from_slice(&from[source]);
+            self.chunks[from].held_mut().copy_within(source, target.start);
+        } else if let Ok([from, to]) = self.chunks.get_disjoint_mut([from, to]) {
+            to.held_mut()[target].copy_from_slice(&from.held()[source]);
         }
     }
 
     /// The class a slot belongs to.
     #[inline]
     pub(crate) fn class(&self, slot: Ref) -> u8 {
-        self.page_classes[(slot >> 8) as usize]
+        self.place(slot).classes[(slot >> 8) as usize % UNITS_PER_CHUNK]
     }
 
     /// Takes a free slot of this class. Its bytes are whatever they were, but marked as taken only by what the caller writes.
@@ -302,7 +361,7 @@ impl Arena {
     pub(crate) fn make_huge(&mut self) -> bool {
         while let Some(number) = self.plain.pop_front() {
             let full = usize::from(self.extents[number as usize].touched) == UNITS_PER_CHUNK;
-            if let Some(chunk) = &mut self.chunks[number as usize]
+            if let Some(chunk) = &mut self.chunks[number as usize].chunk
                 && full
             {
                 // Refused: there will be none for the others either, and the kernel has the advice.
@@ -330,8 +389,13 @@ impl Arena {
     /// The first page at or after unit `from`: its number, how many of its slots have ever been used, and its bound of expiry
     /// times.
     pub(crate) fn page_from(&self, from: u32) -> Option<(u32, u16, u32)> {
-        let classes = self.page_classes.get(from as usize..)?;
-        let page = from + classes.iter().position(|&class| class != NO_CLASS)? as u32;
+        let (number, mut unit) = split(from);
+        let page = (number..).zip(self.chunks.get(number..)?).find_map(|(number, place)| {
+            // From its beginning in every chunk but the first.
+            let first = std::mem::take(&mut unit);
+            let past = place.classes[first..].iter().position(|&class| class != NO_CLASS)?;
+            Some((number * UNITS_PER_CHUNK + first + past) as u32)
+        })?;
         let at = self.page(page);
         Some((page, at.fresh, at.earliest))
     }
@@ -344,7 +408,7 @@ impl Arena {
 
     /// Memory resident for slots, and for the records of pages.
     pub(crate) fn resident_bytes(&self) -> u64 {
-        let of_pages = self.page_classes.len() * (size_of::<Page>() + 1);
+        let of_pages = self.chunks.len() * (UNITS_PER_CHUNK * size_of::<Page>() + size_of::<Place>());
         self.touched * UNIT_BYTES as u64 + of_pages as u64
     }
 
@@ -371,11 +435,11 @@ impl Arena {
             self.touched += u64::from(touched - extent.touched);
             extent.touched = touched;
             if usize::from(touched) == UNITS_PER_CHUNK {
-                held(&self.chunks, number).allow_huge();
+                self.chunks[number].held().allow_huge();
                 self.plain.push_back(number as u32);
             }
         }
-        self.page_classes[block as usize] = class;
+        self.chunks[number].classes[unit] = class;
         *self.page_mut(block) = Page {
             class,
             live: 0,
@@ -394,8 +458,8 @@ impl Arena {
     fn drop_page(&mut self, page: u32) {
         let class = self.page(page).class;
         let order = classes::order(class);
-        let number = chunk_of(page);
-        self.page_classes[page as usize] = NO_CLASS;
+        let (number, unit) = split(page);
+        self.chunks[number].classes[unit] = NO_CLASS;
         let extent = &mut self.extents[number];
         extent.used -= 1 << (2 * order);
         let empty = extent.used == 0;
@@ -458,11 +522,9 @@ impl Arena {
 
     fn new_chunk(&mut self) -> u32 {
         let number = self.vacant.pop_first().unwrap_or_else(|| {
-            self.chunks.push(None);
+            self.chunks.push(Place::VACANT);
             self.extents.push(Extent::default());
-            self.page_classes
-                .resize(self.page_classes.len() + UNITS_PER_CHUNK, NO_CLASS);
-            self.pages.grow(self.page_classes.len());
+            self.pages.grow(self.chunks.len() * UNITS_PER_CHUNK);
             self.chunks.len() as u32 - 1
         });
         // The last chunk is left out, so that no slot is called NIL.
@@ -470,12 +532,12 @@ impl Arena {
             number < (1 << 24) / UNITS_PER_CHUNK as u32 - 1,
             "a shard addresses 128 GiB"
         );
-        self.chunks[number as usize] = Some(Chunk::new());
+        self.chunks[number as usize].chunk = Some(Chunk::new());
         number * UNITS_PER_CHUNK as u32
     }
 
     fn drop_chunk(&mut self, number: usize) {
-        self.chunks[number] = None;
+        self.chunks[number].chunk = None;
         self.touched -= u64::from(std::mem::take(&mut self.extents[number]).touched);
         self.vacant.insert(number as u32);
     }
@@ -672,14 +734,14 @@ impl Arena {
         let touched = self.extents.iter().map(|extent| u64::from(extent.touched)).sum::<u64>();
         assert_eq!(touched, self.touched, "touched units are miscounted");
         for number in 0..self.chunks.len() {
-            let held = self.chunks[number].is_some();
+            let Place { chunk, classes } = &self.chunks[number];
+            let held = chunk.is_some();
             assert_eq!(
                 held,
                 !self.vacant.contains(&(number as u32)),
                 "a vacant chunk is not listed"
             );
             let first = number * UNITS_PER_CHUNK;
-            let classes = &self.page_classes[first..first + UNITS_PER_CHUNK];
             if !held {
                 assert_eq!(self.extents[number], Extent::default(), "a vacant chunk is in use");
                 assert!(
@@ -723,11 +785,4 @@ fn split(unit: u32) -> (usize, usize) {
 #[inline]
 fn chunk_of(unit: u32) -> usize {
     unit as usize / UNITS_PER_CHUNK
-}
-
-#[inline]
-fn held(chunks: &[Option<Chunk>], number: usize) -> &Chunk {
-    chunks[number]
-        .as_ref()
-        .expect("invariant: references point into chunks that are held")
 }

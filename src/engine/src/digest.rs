@@ -11,16 +11,37 @@ const fn mix(state: u128, word: u64) -> u128 {
     a ^ b.rotate_left(64) ^ ((low as u128) << 64)
 }
 
+/// The digest of entries of one key, as far as the key decides it: a write needs it of the entry before and after.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Key {
+    state: u128,
+    len: u64,
+}
+
+impl Key {
+    #[inline]
+    pub(crate) fn new(key: &[u8]) -> Self {
+        let hash = rapidhash_v3_seeded(key, &DEFAULT_RAPID_SECRETS);
+        Self {
+            state: mix(0x2545_f491_4f6c_dd1d_8c2f_5a93_1b7e_64b5, hash),
+            len: key.len() as u64,
+        }
+    }
+
+    /// The digest of the key's entry.
+    pub(crate) fn entry(self, value: &[u8], version: u64, expires_at_ms: u64) -> u128 {
+        let value_hash = rapidhash_v3_seeded(value, &DEFAULT_RAPID_SECRETS);
+        let mut state = mix(self.state, value_hash);
+        state = mix(state, version);
+        state = mix(state, expires_at_ms);
+        mix(state, self.len << 32 | value.len() as u64)
+    }
+}
+
 /// The 128-bit digest of one entry. It depends on nothing but its arguments: not on the shard's seed, nor on layout. Made to find
 /// replicas that differ by a bug or a broken memory module, not to resist an adversary.
 pub(crate) fn entry(key: &[u8], value: &[u8], version: u64, expires_at_ms: u64) -> u128 {
-    let key_hash = rapidhash_v3_seeded(key, &DEFAULT_RAPID_SECRETS);
-    let value_hash = rapidhash_v3_seeded(value, &DEFAULT_RAPID_SECRETS);
-    let mut state = mix(0x2545_f491_4f6c_dd1d_8c2f_5a93_1b7e_64b5, key_hash);
-    state = mix(state, value_hash);
-    state = mix(state, version);
-    state = mix(state, expires_at_ms);
-    mix(state, (key.len() as u64) << 32 | value.len() as u64)
+    Key::new(key).entry(value, version, expires_at_ms)
 }
 
 /// The digest of what is not in entries.

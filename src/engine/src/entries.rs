@@ -26,6 +26,25 @@ pub(crate) fn coarse(expires_at_ms: u64) -> u32 {
     u32::try_from(expires_at_ms >> 10).unwrap_or(u32::MAX).min(u32::MAX - 1)
 }
 
+/// Whether two keys are equal, without a call where they are of the usual lengths.
+#[inline]
+fn equal(a: &[u8], b: &[u8]) -> bool {
+    /// The first and the last bytes, which overlap unless there are twice as many.
+    fn ends<const N: usize>(bytes: &[u8]) -> Option<(&[u8; N], &[u8; N])> {
+        bytes.first_chunk().zip(bytes.last_chunk())
+    }
+    if a.len() != b.len() || a.len() > 32 {
+        return a == b;
+    }
+    if let Some((a, b)) = ends::<16>(a).zip(ends(b)) {
+        return a == b;
+    }
+    if let Some((a, b)) = ends::<8>(a).zip(ends(b)) {
+        return a == b;
+    }
+    a.iter().eq(b)
+}
+
 /// Arena, extents and the hash function that together say what a reference refers to.
 #[derive(Debug)]
 pub(crate) struct Entries {
@@ -50,12 +69,12 @@ impl Entries {
 
     #[inline]
     pub(crate) fn header(&self, entry: Ref) -> &Header {
-        entry::header(self.arena.slot(entry))
+        self.arena.header(entry)
     }
 
     #[inline]
     pub(crate) fn header_mut(&mut self, entry: Ref) -> &mut Header {
-        entry::header_mut(self.arena.slot_mut(entry))
+        self.arena.header_mut(entry)
     }
 
     #[inline]
@@ -75,6 +94,12 @@ impl Entries {
     #[inline]
     pub(crate) fn key(&self, entry: Ref) -> &[u8] {
         self.body(self.arena.slot(entry)).0
+    }
+
+    /// Whether the entry is the key's.
+    #[inline]
+    pub(crate) fn has_key(&self, entry: Ref, key: &[u8]) -> bool {
+        equal(self.key(entry), key)
     }
 
     /// 0 = never.

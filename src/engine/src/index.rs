@@ -105,6 +105,18 @@ impl Index {
         self.home(hash).guess(hash)
     }
 
+    /// Asks for what is needed to guess where an entry is that is not at home; `false` if there can be none.
+    #[inline]
+    pub(crate) fn prefetch_beyond(&self, hash: u64) -> bool {
+        let beyond = self.segment(self.locate(hash)).beyond(hash);
+        beyond.inspect(|bucket| cpu::prefetch(*bucket)).is_some()
+    }
+
+    /// Where an entry most probably is that is not at home.
+    pub(crate) fn guess_beyond(&self, hash: u64) -> Option<Ref> {
+        self.segment(self.locate(hash)).find(hash, |_| true)
+    }
+
     pub(crate) fn insert(&mut self, hash: u64, entry: Ref, entries: &impl Entries) {
         loop {
             let number = self.locate(hash);

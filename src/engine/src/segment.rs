@@ -60,6 +60,13 @@ impl Segment {
         &self.buckets[home_of(hash)]
     }
 
+    /// The bucket in which an entry that strayed from its home most probably is; `None` if none has strayed.
+    #[inline]
+    pub(crate) fn beyond(&self, hash: u64) -> Option<&Bucket> {
+        let home = home_of(hash);
+        (self.buckets[home].strayed > 0).then(|| &self.buckets[(home + 1) % BUCKETS])
+    }
+
     /// The first reference under this hash's tag that `accept` accepts.
     #[inline]
     pub(crate) fn find(&self, hash: u64, mut accept: impl FnMut(Ref) -> bool) -> Option<Ref> {

@@ -209,9 +209,51 @@ impl Shard {
         }
     }
 
+    /// [`Shard::apply_batch`] with the hash of each command ([`Shard::command_hash`]), which lets the misses of all of them overlap.
+    /// [`Shard::prefetch_index`] and [`Shard::prefetch_entries`] should have been called with them.
+    ///
+    /// # Panics
+    /// As [`Shard::apply`], and if there are not as many hashes as commands.
+    pub fn apply_batch_hashed<'a>(
+        &mut self,
+        commands: impl IntoIterator<Item = Command<'a>>,
+        hashes: &[u64],
+        mut each: impl FnMut(usize, Outcome),
+    ) {
+        // Group by group: while one is applied, of the next the neighbours come, and of the one after that the entries. What was
+        // applied meanwhile may have moved an entry, so each step asks the index where it is now.
+        let fetch_entries = |store: &Store, group: Option<&[u64]>| {
+            for &hash in group.into_iter().flatten() {
+                store.prefetch_ghost(hash);
+                store.prefetch_entry(hash);
+            }
+        };
+        let fetch_neighbours = |store: &Store, group: Option<&[u64]>| {
+            for &hash in group.into_iter().flatten() {
+                store.prefetch_neighbours(hash);
+            }
+        };
+        let group = |number: usize| hashes.chunks(BATCH).nth(number);
+        fetch_entries(&self.store, group(1));
+        fetch_neighbours(&self.store, group(0));
+        let mut commands = commands.into_iter();
+        let mut number = 0;
+        for (at, hashes) in hashes.chunks(BATCH).enumerate() {
+            fetch_entries(&self.store, group(at + 2));
+            fetch_neighbours(&self.store, group(at + 1));
+            for &hash in hashes {
+                let command = commands.next().expect("a command for each hash");
+                debug_assert_eq!(hash, self.command_hash(&command), "another command's hash");
+                each(number, self.apply_hashed(&command, hash));
+                number += 1;
+            }
+        }
+        assert!(commands.next().is_none(), "a hash for each command");
+    }
+
     /// The hash of what a command is about.
     #[inline]
-    fn command_hash(&self, command: &Command<'_>) -> u64 {
+    pub fn command_hash(&self, command: &Command<'_>) -> u64 {
         match *command {
             Command::Put { key, .. }
             | Command::Delete { key, .. }
@@ -315,7 +357,7 @@ impl Shard {
         }
     }
 
-    /// Says that keys of these hashes will be looked up soon: their parts of the index are fetched meanwhile.
+    /// Says that keys of these hashes will be looked up or written soon: their parts of the index are fetched meanwhile.
     pub fn prefetch_index(&self, hashes: &[u64]) {
         for &hash in hashes {
             self.store.prefetch_home(hash);
@@ -672,31 +714,33 @@ impl Shard {
         expires_at_ms: u64,
     ) -> Outcome {
         let cost = self.cost(key.len(), value.len());
-        let (old_cost, old_records) = match found {
-            Some(entry) => (self.cost(key.len(), self.store.view(entry).value.len()), 1),
-            None => (0, 0),
-        };
+        let old = found.map(|entry| self.store.view(entry));
+        let old_cost = old.map_or(0, |old| self.cost(key.len(), old.value.len()));
         // What does not grow is never refused: it makes nothing worse, and a budget that was cut must not block updates.
         let bytes = self.store.used_bytes() - old_cost + cost;
         if cost > old_cost && bytes > self.ceiling(self.config.budget_bytes, self.tolerated.bytes) {
             return Outcome::OutOfMemory;
         }
         if let Some(max) = self.config.max_records
-            && old_records == 0
+            && old.is_none()
             && self.store.len() >= self.ceiling(max, self.tolerated.records)
         {
             return Outcome::OutOfMemory;
         }
+        let digest = digest::Key::new(key);
+        if let Some(old) = old {
+            let old = digest.entry(old.value, old.version.get(), old.expires_at_ms);
+            self.digest = self.digest.wrapping_sub(old);
+        }
+        let new = digest.entry(value, version.get(), expires_at_ms);
+        self.digest = self.digest.wrapping_add(new);
         match found {
             Some(entry) => {
-                self.forget(entry);
-                self.store.replace(hash, entry, value, version, expires_at_ms);
+                let costs = (old_cost, cost);
+                self.store.replace(hash, entry, value, version, expires_at_ms, costs);
             }
             None => self.store.insert(hash, key, value, version, expires_at_ms),
         }
-        self.digest = self
-            .digest
-            .wrapping_add(digest::entry(key, value, version.get(), expires_at_ms));
         Outcome::Applied { version }
     }
 
@@ -750,12 +794,12 @@ impl Shard {
 
     /// Checks a condition; an error holds the version there is.
     fn holds(&self, condition: Condition, found: Option<Ref>) -> Result<(), Version> {
-        let current = found.map_or(Version::ABSENT, |entry| self.store.view(entry).version);
         let expected = match condition {
             Condition::None => return Ok(()),
             Condition::IfAbsent => Version::ABSENT,
             Condition::IfVersion(expected) => expected,
         };
+        let current = found.map_or(Version::ABSENT, |entry| self.store.view(entry).version);
         if current == expected { Ok(()) } else { Err(current) }
     }
 

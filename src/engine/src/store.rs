@@ -150,7 +150,7 @@ impl Store {
 
     #[inline]
     pub(crate) fn find(&self, hash: u64, key: &[u8]) -> Option<Ref> {
-        self.index.find(hash, |entry| self.entries.key(entry) == key)
+        self.index.find(hash, |entry| self.entries.has_key(entry, key))
     }
 
     /// A search for `hash` will begin soon: its bucket is needed.
@@ -159,14 +159,25 @@ impl Store {
         self.index.prefetch(hash);
     }
 
-    /// The entries that `hashes` probably name, [`NIL`] for none. All of them are asked for. Their buckets should have come.
+    /// The entries that `hashes` probably name, [`NIL`] for none. All of them are asked for. Their buckets should have come; for the
+    /// few entries that are not at home the next bucket is asked for, and looked at when all others have been asked for.
     #[inline]
     pub(crate) fn guess<const N: usize>(&self, hashes: &[u64]) -> [Ref; N] {
         let mut guesses = [NIL; N];
-        for (guess, &hash) in guesses.iter_mut().zip(hashes) {
+        let (mut strays, mut strayed) = ([0; N], 0);
+        for (place, &hash) in hashes.iter().enumerate().take(N) {
             if let Some(entry) = self.index.guess(hash) {
                 self.entries.prefetch_all(entry);
-                *guess = entry;
+                guesses[place] = entry;
+            } else if self.index.prefetch_beyond(hash) {
+                strays[strayed] = place;
+                strayed += 1;
+            }
+        }
+        for &place in &strays[..strayed] {
+            if let Some(entry) = self.index.guess_beyond(hashes[place]) {
+                self.entries.prefetch_all(entry);
+                guesses[place] = entry;
             }
         }
         guesses
@@ -183,7 +194,7 @@ impl Store {
     /// As [`Store::find`], with a guess to try first.
     #[inline]
     pub(crate) fn find_guessed(&self, guess: Ref, hash: u64, key: &[u8]) -> Option<Ref> {
-        if guess != NIL && self.entries.key(guess) == key {
+        if guess != NIL && self.entries.has_key(guess, key) {
             return Some(guess);
         }
         self.find(hash, key)
@@ -225,6 +236,12 @@ impl Store {
     #[inline]
     pub(crate) fn prefetch_bucket(&self, hash: u64) {
         self.index.prefetch(hash);
+        self.prefetch_ghost(hash);
+    }
+
+    /// What is remembered of `hash` will be asked for soon.
+    #[inline]
+    pub(crate) fn prefetch_ghost(&self, hash: u64) {
         if self.policy == Policy::S3Fifo {
             self.ghost.prefetch(hash);
         }
@@ -235,6 +252,8 @@ impl Store {
     pub(crate) fn prefetch_entry(&self, hash: u64) {
         if let Some(entry) = self.index.guess(hash) {
             self.entries.prefetch_all(entry);
+        } else {
+            self.index.prefetch_beyond(hash);
         }
     }
 
@@ -243,6 +262,8 @@ impl Store {
     pub(crate) fn prefetch_neighbours(&self, hash: u64) {
         if let Some(entry) = self.index.guess(hash) {
             self.prefetch_touch(entry);
+        } else if let Some(entry) = self.index.guess_beyond(hash) {
+            self.entries.prefetch_all(entry);
         }
     }
 
@@ -311,17 +332,25 @@ impl Store {
         }
     }
 
-    /// Replaces everything but the key, and counts the entry as used.
-    pub(crate) fn replace(&mut self, hash: u64, entry: Ref, value: &[u8], version: Version, expires_at_ms: u64) {
+    /// Replaces everything but the key, and counts the entry as used. `costs`: the old one and the new one.
+    pub(crate) fn replace(
+        &mut self,
+        hash: u64,
+        entry: Ref,
+        value: &[u8],
+        version: Version,
+        expires_at_ms: u64,
+        (old_cost, cost): (u64, u64),
+    ) {
         self.preserve(entry);
-        self.count_out(entry);
+        let list = self.list_of(entry);
+        self.bytes[list] = self.bytes[list] - old_cost + cost;
         let entry = if self.entries.overwrite(entry, value, version, expires_at_ms) {
             entry
         } else {
             let key = self.entries.key(entry).to_vec();
             self.recreate(hash, entry, &key, value, version, expires_at_ms)
         };
-        self.count_in(entry);
         self.keep(entry);
     }
 
@@ -359,14 +388,21 @@ impl Store {
     pub(crate) fn touch(&mut self, entry: Ref) {
         match self.policy {
             Policy::Lru => {
-                let header = self.entries.header(entry);
-                if self.lists[FIRST].newest != entry && !header.has(OFFERED) {
-                    let stale = header.stamp() != self.age.generation;
-                    self.recall_scout(entry);
-                    self.lists[FIRST].raise(&mut self.entries, entry);
-                    if stale {
-                        self.stamp(entry);
-                    }
+                if self.lists[FIRST].newest == entry {
+                    return;
+                }
+                let header = self.entries.header_mut(entry);
+                if header.has(OFFERED) {
+                    return;
+                }
+                let stale = header.stamp() != self.age.generation;
+                if stale {
+                    header.set_stamp(self.age.generation);
+                }
+                self.lists[FIRST].raise(&mut self.entries, entry);
+                self.recall_scout(entry);
+                if stale {
+                    self.count_use();
                 }
             }
             Policy::S3Fifo => {
@@ -435,15 +471,6 @@ impl Store {
         self.records[list] -= 1;
         self.bytes[GIVEN_UP] += cost;
         self.records[GIVEN_UP] += 1;
-    }
-
-    /// Marks an entry as used in this generation.
-    fn stamp(&mut self, entry: Ref) {
-        let header = self.entries.header_mut(entry);
-        if header.stamp() != self.age.generation {
-            header.set_stamp(self.age.generation);
-            self.count_use();
-        }
     }
 
     /// One more entry was used in this generation.
@@ -692,12 +719,6 @@ impl Store {
         let list = self.list_of(entry);
         self.bytes[list] += self.entries.cost(entry);
         self.records[list] += 1;
-    }
-
-    fn count_out(&mut self, entry: Ref) {
-        let list = self.list_of(entry);
-        self.bytes[list] -= self.entries.cost(entry);
-        self.records[list] -= 1;
     }
 
     /// The next victim of S3-FIFO (algorithm 1 of the paper): from the small queue while that is above its share, an entry used

@@ -256,7 +256,7 @@ impl Connections {
                 }
                 *count += 1;
                 tracing::debug!(peer = identity.name, role = ?identity.role, "connection established");
-                cx.streams.set_admin(key, identity.role == Role::Admin);
+                cx.streams.connected(key, identity.role == Role::Admin);
                 if self.slots.len() <= key.slot() {
                     self.slots.resize_with(key.slot() + 1, || None);
                 }
@@ -267,7 +267,6 @@ impl Connections {
                     streams: Vec::new(),
                     closing: false,
                 });
-                cx.streams.set_hello(key, false);
                 self.watches
                     .push_back((cx.now + self.config.node_limits.patience, Watch::Hello(key)));
             }

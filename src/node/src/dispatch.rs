@@ -15,7 +15,7 @@ use generation_engine::{Command, Condition, Progress, Shard, Version, batch};
 use generation_proto::limits::SESSION_WINDOW;
 use generation_proto::map::{Map, Node, NodeState, Replica as MapReplica, Shard as MapShard};
 use generation_proto::reply::HelloReply;
-use generation_proto::request::{Hello, Scan, ShardSession};
+use generation_proto::request::{Hello, Scan, ShardSession, put_parts};
 use generation_proto::{
     Condition as WireCondition, Consistency, Frame, Limits, MAJOR, MINOR, Opcode, Operation, ReplyOptions, Request,
     Session, SlotTable, Status, close_code,
@@ -93,6 +93,8 @@ pub(crate) struct Batch<'t> {
     pub(crate) hashes: Vec<u64>,
     pub(crate) readers: Vec<Reader>,
     pub(crate) writes: Vec<(Origin, Command<'t>)>,
+    /// The hash of each of them, of a shard that is alone: one with a group writes when it is applied.
+    pub(crate) write_hashes: Vec<u64>,
     /// Writes in sessions, and what opens and ends sessions, in the order they came in.
     pub(crate) in_sessions: Vec<(Origin, batch::Operation<'t>)>,
     pub(crate) pages: Vec<(Reader, bool, Scan<'t>)>,
@@ -125,6 +127,7 @@ impl Batch<'_> {
                     },
                 )
             }),
+            write_hashes: self.write_hashes,
             in_sessions: recycle(self.in_sessions, |(origin, _)| {
                 (origin, batch::Operation::CloseSession { session: 0 })
             }),
@@ -508,7 +511,7 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
                 opcode,
             },
         };
-        if opcode == Opcode::Get.code() && frame.options_len == 0 && self.plain_get(place, incoming, origin) {
+        if frame.options_len == 0 && self.plain(place, incoming, origin) {
             return;
         }
         let request = match Request::decode(frame, &self.dispatch.limits) {
@@ -583,7 +586,7 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
             Operation::CloseSession(ShardSession { id: session, shard }) => {
                 self.in_shard(&asked, shard, batch::Operation::CloseSession { session });
             }
-            Operation::TakeSnapshot { shard } => self.snapshot(&asked, shard),
+            Operation::TakeSnapshot { shard } => self.at_owner(&asked, shard, |turn| turn.take_snapshot(shard, origin)),
             Operation::Keys(scan) => self.page(&asked, scan, false),
             Operation::Entries(scan) => self.page(&asked, scan, true),
             // Hello never leaves the core it arrived at, and operations with one key are above.
@@ -596,12 +599,27 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
         }
     }
 
-    /// The commonest request by far, a `Get` without options of a shard of this core, without the detour over a [`Request`].
-    /// `false`: it is not that, or not for execution now, and nothing was done.
+    /// The commonest requests by far, a `Get` or a `Put` without options of a shard of this core, without the detour over a
+    /// [`Request`]. `false`: it is not that, or not for execution now, and nothing was done.
     #[inline]
-    fn plain_get(&mut self, place: u32, incoming: &'t Incoming, origin: Origin) -> bool {
-        let key = &incoming.frame.payload[..];
-        if key.is_empty() || key.len() > self.dispatch.limits.max_key_len || incoming.deadline.is_some() {
+    fn plain(&mut self, place: u32, incoming: &'t Incoming, origin: Origin) -> bool {
+        const GET: u8 = Opcode::Get.code();
+        const PUT: u8 = Opcode::Put.code();
+        let payload = &incoming.frame.payload[..];
+        let (key, value) = match incoming.frame.opcode {
+            GET => (payload, None),
+            PUT => match put_parts(payload) {
+                Some((key, value)) => (key, Some(value)),
+                None => return false,
+            },
+            _ => return false,
+        };
+        let limits = &self.dispatch.limits;
+        if key.is_empty()
+            || key.len() > limits.max_key_len
+            || value.is_some_and(|value| value.len() > limits.max_value_len)
+            || incoming.deadline.is_some()
+        {
             return false;
         }
         if let Source::Stream(stream) = incoming.source
@@ -624,12 +642,25 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
         if owner(shard, self.dispatch.cores) != self.dispatch.core {
             return false;
         }
-        let reader = Reader {
-            origin,
-            incoming: place,
-            consistency: 0,
-        };
-        self.read_later(shard, key, reader);
+        match value {
+            None => {
+                let reader = Reader {
+                    origin,
+                    incoming: place,
+                    consistency: 0,
+                };
+                self.read_later(shard, key, reader);
+            }
+            Some(value) => {
+                let command = Command::Put {
+                    key,
+                    value,
+                    expires_at_ms: 0,
+                    condition: Condition::None,
+                };
+                self.write_later(shard, origin, command);
+            }
+        }
         true
     }
 
@@ -713,7 +744,7 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
     /// A write of a shard of this core's; `position` is its key's among the request's.
     fn write(&mut self, shard: u16, origin: Origin, command: Command<'t>, session: Option<Session>, position: u32) {
         let Some(session) = session else {
-            return self.batch(shard).writes.push((origin, command));
+            return self.write_later(shard, origin, command);
         };
         let session = SessionWrite {
             session: session.id,
@@ -831,26 +862,32 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
 
     /// A page of keys or entries.
     fn page(&mut self, asked: &Asked<'t>, scan: Scan<'t>, values: bool) {
+        let reader = Reader {
+            origin: asked.origin,
+            incoming: asked.place,
+            consistency: 0,
+        };
+        self.at_owner(asked, scan.shard, |turn| {
+            turn.batch(scan.shard).pages.push((reader, values, scan));
+        });
+    }
+
+    /// Does what is asked of a whole shard, `here` where it belongs to this core; or says why not.
+    fn at_owner(&mut self, asked: &Asked<'t>, shard: u16, here: impl FnOnce(&mut Self)) {
         let &Asked {
-            place,
             incoming,
             origin,
             deadline,
             ..
         } = asked;
-        if !self.is_shard(scan.shard, origin) {
+        if !self.is_shard(shard, origin) {
             return;
         }
-        let core = owner(scan.shard, self.dispatch.cores);
+        let core = owner(shard, self.dispatch.cores);
         if self.is_late(deadline) {
             self.late(origin);
         } else if core == self.dispatch.core {
-            let reader = Reader {
-                origin,
-                incoming: place,
-                consistency: 0,
-            };
-            self.batch(scan.shard).pages.push((reader, values, scan));
+            here(self);
         } else {
             self.forward(core, incoming, origin, deadline);
         }
@@ -858,44 +895,10 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
 
     /// What opens or ends a session in a shard.
     fn in_shard(&mut self, asked: &Asked<'t>, shard: u16, operation: batch::Operation<'t>) {
-        let &Asked {
-            incoming,
-            origin,
-            deadline,
-            ..
-        } = asked;
-        if !self.is_shard(shard, origin) {
-            return;
-        }
-        let core = owner(shard, self.dispatch.cores);
-        if self.is_late(deadline) {
-            self.late(origin);
-        } else if core == self.dispatch.core {
-            self.batch(shard).in_sessions.push((origin, operation));
-        } else {
-            self.forward(core, incoming, origin, deadline);
-        }
-    }
-
-    /// A snapshot of this node's replica of a shard.
-    fn snapshot(&mut self, asked: &Asked<'t>, shard: u16) {
-        let &Asked {
-            incoming,
-            origin,
-            deadline,
-            ..
-        } = asked;
-        if !self.is_shard(shard, origin) {
-            return;
-        }
-        let core = owner(shard, self.dispatch.cores);
-        if self.is_late(deadline) {
-            self.late(origin);
-        } else if core == self.dispatch.core {
-            self.take_snapshot(shard, origin);
-        } else {
-            self.forward(core, incoming, origin, deadline);
-        }
+        let origin = asked.origin;
+        self.at_owner(asked, shard, |turn| {
+            turn.batch(shard).in_sessions.push((origin, operation));
+        });
     }
 
     /// Whether a request names a shard there is; else it has been refused.
@@ -929,7 +932,7 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
         reply.encode(&mut body);
         if supported {
             tracing::debug!(client = hello.name, minor = hello.minor, "hello");
-            self.streams.set_hello(connection, true);
+            self.streams.said_hello(connection);
             self.answer(origin, &body);
         } else {
             self.dispatch.stats.requests_rejected += 1;
@@ -1010,19 +1013,34 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
         batch.readers.push(reader);
     }
 
-    /// Has memory begin with what the lookups of all these shards need first, so that none waits for it alone.
+    fn write_later(&mut self, shard: u16, origin: Origin, command: Command<'t>) {
+        let hash = match &self.dispatch.members[usize::from(shard)] {
+            Member::Alone(replica) => Some(replica.shard().command_hash(&command)),
+            Member::Group(_) | Member::Elsewhere => None,
+        };
+        let batch = self.batch(shard);
+        batch.writes.push((origin, command));
+        batch.write_hashes.extend(hash);
+    }
+
+    /// Has memory begin with what the lookups and writes of all these shards need first, so that none waits for it alone.
     fn fetch_ahead(&self, shards: &[u16]) {
-        let reads = |&shard: &u16| {
+        let alone = |&shard: &u16| {
             let Member::Alone(replica) = &self.dispatch.members[usize::from(shard)] else {
                 return None;
             };
-            Some((replica.shard(), &self.batches[usize::from(shard)].hashes[..]))
+            let batch = &self.batches[usize::from(shard)];
+            Some((replica.shard(), [&batch.write_hashes[..], &batch.hashes[..]]))
         };
-        for (shard, hashes) in shards.iter().filter_map(reads) {
-            shard.prefetch_index(hashes);
+        for (shard, hashes) in shards.iter().filter_map(alone) {
+            for hashes in hashes {
+                shard.prefetch_index(hashes);
+            }
         }
-        for (shard, hashes) in shards.iter().filter_map(reads) {
-            shard.prefetch_entries(hashes);
+        for (shard, hashes) in shards.iter().filter_map(alone) {
+            for hashes in hashes {
+                shard.prefetch_entries(hashes);
+            }
         }
     }
 

@@ -46,6 +46,7 @@ impl<D: Disk> Turn<'_, '_, D> {
         batch.keys.clear();
         batch.hashes.clear();
         batch.readers.clear();
+        batch.write_hashes.clear();
         self.dispatch.members[usize::from(shard)] = member;
         self.batches[usize::from(shard)] = batch;
     }
@@ -53,7 +54,7 @@ impl<D: Disk> Turn<'_, '_, D> {
     fn execute_alone(&mut self, shard: u16, replica: &mut Replica<Origin>, batch: &mut Batch<'_>) {
         if !batch.writes.is_empty() {
             self.dispatch.stats.writes += batch.writes.len() as u64;
-            replica.propose(self.moment.now_ms, &mut batch.writes);
+            replica.propose(self.moment.now_ms, &mut batch.writes, &batch.write_hashes);
             replica.drain(|state, origin, reply| self.applied(shard, state.applied_index(), origin, reply));
         }
         if !batch.in_sessions.is_empty() {

@@ -5,7 +5,8 @@
 //! and return when a node does. A node is fit that lives and whose clock is right.
 //!
 //! # What holds
-//! - Nothing is handed over before what is known of the nodes has been the same for [`SETTLED`].
+//! - Nothing is handed over before what is known of the nodes has been the same for [`SETTLED`], and the shard been led from here for as
+//!   long: a node that stops hands over what it leads while everybody still knows it alive, and must not be given it back.
 //! - Leadership goes only to a replica with a vote that has the log, as good as, while the group's members are not changing; at most
 //!   [`AT_ONCE`] shards of a core are handed over at a time.
 //! - **Nothing goes back and forth**: a shard that was handed over, or could not be, is left alone for a time that doubles.
@@ -55,6 +56,8 @@ pub(crate) struct Leadership {
     /// The nodes that are fit, and since when.
     fit: RefCell<(Vec<u64>, Instant)>,
     tried: RefCell<BTreeMap<u16, Tried>>,
+    /// In which term a shard is led from here, and since when.
+    led: RefCell<BTreeMap<u16, (u64, Instant)>>,
     under_way: Rc<Cell<usize>>,
 }
 
@@ -81,6 +84,7 @@ impl Leadership {
             may_lead: Rc::new(Cell::new(true)),
             fit: RefCell::new((Vec::new(), now)),
             tried: RefCell::default(),
+            led: RefCell::default(),
             under_way: Rc::default(),
         }
     }
@@ -130,7 +134,15 @@ impl Leadership {
 
     /// The replica to hand a shard of this core to, if another should lead it and one may be handed over now.
     pub(crate) fn heir<D: Disk>(&self, shard: u16, replica: &Replica<D>, now: Instant) -> Option<(ReplicaId, Ticket)> {
-        if !replica.leads() || self.under_way.get() >= AT_ONCE {
+        if !replica.leads() {
+            return None;
+        }
+        let (mut led, term) = (self.led.borrow_mut(), replica.term());
+        let since = led.entry(shard).or_insert((term, now));
+        if since.0 != term {
+            *since = (term, now);
+        }
+        if now.saturating_duration_since(since.1) < SETTLED || self.under_way.get() >= AT_ONCE {
             return None;
         }
         let fit = self.fit.borrow();

@@ -69,8 +69,8 @@ impl<T> Replica<T> {
         self.entries
     }
 
-    /// Proposes `batch` (drained) as one log entry of `now_ms`.
-    pub(crate) fn propose(&mut self, now_ms: u64, batch: &mut Vec<(T, Command<'_>)>) {
+    /// Proposes `batch` (drained), of which these are the hashes ([`Shard::command_hash`]), as one log entry of `now_ms`.
+    pub(crate) fn propose(&mut self, now_ms: u64, batch: &mut Vec<(T, Command<'_>)>, mut hashes: &[u64]) {
         self.make_room(batch.iter().map(|(_, command)| command));
         self.begin(now_ms);
         self.evict(now_ms);
@@ -82,7 +82,8 @@ impl<T> Replica<T> {
             self.position += count;
             let (shard, results) = (self.machine.shard_mut(), &mut self.results);
             let commands = batch[..count].iter().map(|(_, command)| *command);
-            shard.apply_batch(commands, |_, outcome| results.push(Reply::Outcome(outcome)));
+            let hashes = hashes.split_off(..count).expect("invariant: a hash for each command");
+            shard.apply_batch_hashed(commands, hashes, |_, outcome| results.push(Reply::Outcome(outcome)));
             let tokens = batch.drain(..count).map(|(token, _)| token);
             self.replies.extend(tokens.zip(results.drain(..)));
         }
@@ -237,7 +238,9 @@ mod tests {
             .enumerate()
             .map(|(i, command)| (i as u32, *command))
             .collect();
-        replica.propose(1_000, &mut batch);
+        let hash = |(_, command): &(u32, Command<'_>)| replica.shard().command_hash(command);
+        let hashes: Vec<u64> = batch.iter().map(hash).collect();
+        replica.propose(1_000, &mut batch, &hashes);
         let mut outcomes = Vec::new();
         replica.drain(|_, token, reply| match reply {
             Reply::Outcome(outcome) => outcomes.push((token, outcome)),

@@ -89,6 +89,15 @@ pub(crate) struct Stream {
     pub(crate) input_done: bool,
 }
 
+/// What a connection may do.
+#[derive(Debug, Clone, Copy, Default)]
+struct Standing {
+    /// It has said `Hello`.
+    hello: bool,
+    /// It is an administrator's.
+    admin: bool,
+}
+
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
     slab: Slab<Stream>,
@@ -97,10 +106,8 @@ pub(crate) struct Streams {
     unfinished: usize,
     touched: Vec<u32>,
     pool: Vec<BytesMut>,
-    /// Whether a connection has said `Hello`, by its slot.
-    hello: Vec<bool>,
-    /// Whether it is an administrator's, by its slot.
-    admin: Vec<bool>,
+    /// Connections, by their slots.
+    connections: Vec<Standing>,
 }
 
 impl Streams {
@@ -168,27 +175,31 @@ impl Streams {
         })
     }
 
-    pub(crate) fn set_hello(&mut self, connection: ConnectionKey, said: bool) {
-        if self.hello.len() <= connection.slot() {
-            self.hello.resize(connection.slot() + 1, false);
+    /// Notes a new connection, which has not said `Hello`, and whether it is an administrator's.
+    pub(crate) fn connected(&mut self, connection: ConnectionKey, admin: bool) {
+        if self.connections.len() <= connection.slot() {
+            self.connections.resize(connection.slot() + 1, Standing::default());
         }
-        self.hello[connection.slot()] = said;
+        self.connections[connection.slot()] = Standing { hello: false, admin };
+    }
+
+    /// Notes that a connection has said `Hello`.
+    pub(crate) fn said_hello(&mut self, connection: ConnectionKey) {
+        if let Some(standing) = self.connections.get_mut(connection.slot()) {
+            standing.hello = true;
+        }
     }
 
     pub(crate) fn has_said_hello(&self, connection: ConnectionKey) -> bool {
-        self.hello.get(connection.slot()).copied().unwrap_or(false)
-    }
-
-    /// Notes whether a new connection is an administrator's.
-    pub(crate) fn set_admin(&mut self, connection: ConnectionKey, is_admin: bool) {
-        if self.admin.len() <= connection.slot() {
-            self.admin.resize(connection.slot() + 1, false);
-        }
-        self.admin[connection.slot()] = is_admin;
+        self.connections
+            .get(connection.slot())
+            .is_some_and(|standing| standing.hello)
     }
 
     pub(crate) fn is_admin(&self, connection: ConnectionKey) -> bool {
-        self.admin.get(connection.slot()).copied().unwrap_or(false)
+        self.connections
+            .get(connection.slot())
+            .is_some_and(|standing| standing.admin)
     }
 
     /// Where one reply to a request of this stream is encoded; `None` when the stream is gone. Counts the request as answered.

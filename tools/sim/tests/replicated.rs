@@ -418,6 +418,24 @@ fn leaders_are_even_after_every_change_and_stay_where_they_are() {
 }
 
 #[test]
+fn a_node_that_stops_leaves_its_shards_led() {
+    let setup = NodeSetup { shards: 16, ..setup() };
+    let (mut sim, lane) = complete_with(11, &setup);
+    eventually(&mut sim, |sim| {
+        leaders(sim, lane).filter(|led| are_even(led, &[1, 2, 3]))
+    });
+    sim.run_for(Duration::from_secs(10));
+    sim.stop(2);
+    while !sim.has_stopped(2) {
+        sim.run_for(Duration::from_millis(10));
+    }
+    // It has handed over what it led, and was given nothing back.
+    let led = leaders(&mut sim, lane).expect("every shard is led");
+    assert!(led.iter().all(|(leader, _)| *leader != 3), "{led:?}");
+    eventually(&mut sim, |sim| leaders(sim, lane).filter(|led| are_even(led, &[1, 2])));
+}
+
+#[test]
 fn a_node_with_a_wrong_clock_leads_nothing_until_it_is_right() {
     let setup = NodeSetup {
         nodes: 5,

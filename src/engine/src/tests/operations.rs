@@ -398,10 +398,21 @@ impl Pair {
             },
         });
         let mut outcomes = Vec::new();
-        self.shard.apply_batch(commands.clone(), |number, outcome| {
+        let each = |number, outcome| {
             assert_eq!(number, outcomes.len());
             outcomes.push(outcome);
-        });
+        };
+        if self.salt.is_multiple_of(2) {
+            self.shard.apply_batch(commands.clone(), each);
+        } else {
+            let hashes: Vec<u64> = commands
+                .clone()
+                .map(|command| self.shard.command_hash(&command))
+                .collect();
+            self.shard.prefetch_index(&hashes);
+            self.shard.prefetch_entries(&hashes);
+            self.shard.apply_batch_hashed(commands.clone(), &hashes, each);
+        }
         assert_eq!(outcomes.len(), keys.len());
         for (command, outcome) in commands.zip(outcomes) {
             let model = self.model.apply(&command, |key| self.shard.hash(key));

@@ -25,11 +25,22 @@ fn serve(cluster: &Cluster, config: &str) -> (i32, String) {
 }
 
 /// Replaces a text in the configuration of node 1, which must be there.
-pub(crate) fn reconfigure(cluster: &Cluster, from: &str, to: &str) {
+fn reconfigure(cluster: &Cluster, from: &str, to: &str) {
     let path = cluster.data().join("node-1.toml");
     let text = fs::read_to_string(&path).unwrap();
     assert!(text.contains(from), "{text}");
     fs::write(path, text.replace(from, to)).unwrap();
+}
+
+/// Has node 1 begin anew in another directory, with a journal so small that a snapshot is due soon.
+pub(crate) fn with_small_journal(cluster: &Cluster, directory: &str, journal: &str) {
+    reconfigure(cluster, "data_dir = \"node-1\"", &format!("data_dir = \"{directory}\""));
+    reconfigure(
+        cluster,
+        "size = 268435456\nsegment = 33554432",
+        &format!("size = \"{journal}\"\nsegment = \"2MiB\"\nsnapshot_after = \"2MiB\""),
+    );
+    reconfigure(cluster, "[log]", "[limits]\nmax_value = \"64KiB\"\n\n[log]");
 }
 
 #[test]
@@ -180,14 +191,7 @@ fn dev_ends_with_the_exit_code_of_a_node_that_is_damaged() {
 fn a_flipped_bit_in_a_snapshot_is_found_offline_and_refused_by_a_node_that_is_alone() {
     let mut cluster = Cluster::start(&["--shards", "1"]);
     cluster.stop();
-    // A journal so small that a snapshot is due soon.
-    reconfigure(&cluster, "data_dir = \"node-1\"", "data_dir = \"small\"");
-    reconfigure(
-        &cluster,
-        "size = 268435456\nsegment = 33554432",
-        "size = \"8MiB\"\nsegment = \"2MiB\"\nsnapshot_after = \"2MiB\"",
-    );
-    reconfigure(&cluster, "[log]", "[limits]\nmax_value = \"64KiB\"\n\n[log]");
+    with_small_journal(&cluster, "small", "8MiB");
     let serving = Serving::start(&cluster);
     let snapshots = |action: &str| {
         let mut command = cluster.command();

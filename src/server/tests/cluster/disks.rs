@@ -8,7 +8,7 @@ use std::process::Command;
 use generation_client::{Client, Error, NotSent};
 use serde_json::Value;
 
-use crate::directories::reconfigure;
+use crate::directories::with_small_journal;
 use crate::load::{Load, assert_all_there, block_on, connect};
 use crate::processes::{Cluster, Serving, wait_until};
 
@@ -112,13 +112,7 @@ fn a_full_disk_refuses_writes_serves_reads_and_takes_writes_again_when_there_is_
     let Some(_mounted) = Mounted::ext4(&image, 64 << 20, &directory) else {
         return;
     };
-    reconfigure(&cluster, "data_dir = \"node-1\"", "data_dir = \"small\"");
-    reconfigure(
-        &cluster,
-        "size = 268435456\nsegment = 33554432",
-        "size = \"32MiB\"\nsegment = \"2MiB\"\nsnapshot_after = \"2MiB\"",
-    );
-    reconfigure(&cluster, "[log]", "[limits]\nmax_value = \"64KiB\"\n\n[log]");
+    with_small_journal(&cluster, "small", "32MiB");
     let serving = Serving::start(&cluster);
     let mut acknowledged = [None; KEYS];
     let mut number = 0;
