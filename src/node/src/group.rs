@@ -620,6 +620,7 @@ impl<D: Disk> Group<D> {
             ("term", status.term),
             ("leads", u64::from(status.leads)),
             ("votes", u64::from(replica.votes())),
+            ("voters", replica.voters() as u64),
             ("log_index", replica.last_index()),
             ("snapshot_index", status.snapshot.unwrap_or(0)),
             ("journal_bytes", self.shards.journal().held_bytes(u32::from(self.shard))),

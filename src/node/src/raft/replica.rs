@@ -756,7 +756,10 @@ impl<D: Disk, T: Transport> Replica<D, T> {
             (metrics.state, metrics.vote)
         };
         let applied = self.0.machine.applied()?;
-        let stands = state == ServerState::Leader && applied.leader_id == vote.leader_id && self.follows(vote);
+        let stands = !self.has_ended()
+            && state == ServerState::Leader
+            && applied.leader_id == vote.leader_id
+            && self.follows(vote);
         stands.then(|| (vote, applied.index.max(self.0.told.get())))
     }
 
