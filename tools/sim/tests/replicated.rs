@@ -404,7 +404,7 @@ fn leaders_are_even_after_every_change_and_stay_where_they_are() {
         eventually(&mut sim, even);
         sim.start(victim);
         let led = settle(&mut sim, &[1, 2, 3], &mut key);
-        for _ in 0..9 {
+        for _ in 0..4 {
             // Less than a connection may be silent.
             sim.run_for(Duration::from_secs(10));
             assert_eq!(

@@ -339,11 +339,13 @@ impl<D: Disk> Shared<D> {
                 }
             }
         };
-        if let Some(old) = old
-            && let Err(error) = self.disk.remove(&old.path).await
-        {
-            // It only takes space, and the next start removes it.
-            tracing::warn!(path = &*old.path, %error, "an old snapshot cannot be removed");
+        if let Some(old) = old {
+            // Whoever is about to read it finds no file, which is no damage.
+            old.replaced();
+            if let Err(error) = self.disk.remove(&old.path).await {
+                // It only takes space, and the next start removes it.
+                tracing::warn!(path = &*old.path, %error, "an old snapshot cannot be removed");
+            }
         }
         kept
     }

@@ -591,6 +591,7 @@ impl<D: Disk, T: Transport> Replica<D, T> {
             match Runtime::timeout(SNAPSHOT_ASKED, &mut next).await {
                 Ok(Ok(taken)) => return taken.map_err(SnapshotError::NotWritten),
                 Ok(Err(_)) => return Err(SnapshotError::Stopped),
+                Err(_) if self.has_ended() => return Err(SnapshotError::Stopped),
                 Err(_) => {}
             }
         }

@@ -75,7 +75,7 @@ pub struct SnapshotFile<D: Disk> {
     /// Drawn at random when it was begun.
     pub(crate) id: u128,
     pub(crate) meta: SnapshotMeta,
-    /// What was wrong with it when it was last read, if anything was. Clones share it.
+    /// Why it is not to be read any more, if it is not. Clones share it.
     pub(crate) damage: Rc<OnceCell<String>>,
 }
 
@@ -102,7 +102,13 @@ impl<D: Disk> SnapshotFile<D> {
         self.damage.get().is_none()
     }
 
-    /// Marks it as damaged.
+    /// Notes that another is in its place, and that its file goes.
+    pub(crate) fn replaced(&self) {
+        // What was wrong with it before matters no more.
+        let _ = self.damage.set("another has been taken meanwhile".to_owned());
+    }
+
+    /// Marks it as damaged, unless it was replaced.
     pub(crate) fn spoilt(&self, error: &io::Error) {
         if self.damage.set(error.to_string()).is_ok() {
             tracing::error!(path = &*self.path, %error, "a snapshot is damaged: check the disk; another is written");

@@ -554,6 +554,13 @@ fn a_snapshot_that_was_found_damaged_is_not_sent_and_taken_again() {
             assert_eq!(another.len(), 1, "{another:?}");
             assert_ne!(another[0], path);
         }
+        // One whose place a newer one has taken is gone, and not damaged.
+        let old = replica.raft().get_snapshot().await.unwrap().unwrap().snapshot;
+        propose(&bench, &mut proposer, &replica, 1_000, &[put(b"a", b"2", 0)]).await;
+        replica.take_snapshot().await.unwrap();
+        assert!(Outgoing::open(&old).await.is_err());
+        assert_eq!(replica.machine().damaged_snapshots(), 3);
+        assert!(!replica.machine().needs_snapshot());
         journal.stop();
     });
 }
