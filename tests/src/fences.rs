@@ -87,6 +87,9 @@ const UNREACHABLE: &[(&str, &[&[&str]])] = &[
     ("generation-node", &[WORLD]),
 ];
 
+/// The feature that plants bugs, for the simulator to find. Only a command line may ask for it.
+const MUTANTS: &str = "mutants";
+
 /// The part of `cargo metadata` that the fences are about.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Graph {
@@ -94,6 +97,8 @@ pub struct Graph {
     pub edges: BTreeMap<String, BTreeSet<String>>,
     /// For each package the packages it links or builds with, development dependencies left out.
     pub links: BTreeMap<String, BTreeSet<String>>,
+    /// Crates of the workspace that have bugs planted in them where nobody asks for any.
+    pub planted: BTreeSet<String>,
 }
 
 /// A broken fence.
@@ -111,6 +116,11 @@ pub enum Violation {
         /// From the crate to the package, each depending on the next.
         path: Vec<String>,
     },
+    /// A crate has planted bugs though nobody has asked for them.
+    Planted {
+        /// The crate.
+        name: String,
+    },
     /// A crate that the fences are about is not in the workspace: they would prove nothing of it.
     Missing {
         /// The crate.
@@ -123,6 +133,10 @@ impl fmt::Display for Violation {
         match self {
             Self::Edge { from, to } => write!(f, "{from} must not depend on {to}"),
             Self::Reach { path } => write!(f, "a pure crate reaches the world: {}", path.join(" -> ")),
+            Self::Planted { name } => write!(
+                f,
+                "{name} has bugs planted in it: nothing may ask for the feature {MUTANTS}"
+            ),
             Self::Missing { name } => write!(f, "{name} is not a crate of the workspace"),
         }
     }
@@ -176,6 +190,10 @@ impl Graph {
             }
             if members.contains(from) {
                 graph.edges.entry(from.to_owned()).or_default();
+                let mut features = node["features"].as_array().into_iter().flatten();
+                if features.any(|feature| feature == MUTANTS) {
+                    graph.planted.insert(from.to_owned());
+                }
             }
         }
         Some(graph)
@@ -183,7 +201,8 @@ impl Graph {
 
     /// Every fence that the graph breaks.
     pub fn violations(&self) -> Vec<Violation> {
-        let mut violations = Vec::new();
+        let planted = self.planted.iter().cloned();
+        let mut violations: Vec<_> = planted.map(|name| Violation::Planted { name }).collect();
         for (from, targets) in &self.edges {
             let allowed = ALLOWED_EDGES
                 .iter()
@@ -317,6 +336,23 @@ mod tests {
             .map(str::to_owned)
             .to_vec();
         assert_eq!(graph.violations(), [Violation::Reach { path }]);
+    }
+
+    #[test]
+    fn bugs_that_nobody_has_asked_for_are_found() {
+        let metadata = |features| {
+            json!({
+                "packages": [{ "id": "0", "name": "generation-node" }],
+                "workspace_members": ["0"],
+                "resolve": { "nodes": [{ "id": "0", "deps": [], "features": features }] },
+            })
+        };
+        let planted = |features| Graph::from_metadata(&metadata(features)).unwrap().planted;
+        assert!(planted(json!(["default"])).is_empty());
+        let name = "generation-node".to_owned();
+        let mut graph = graph(&[]);
+        graph.planted = planted(json!(["default", "mutants"]));
+        assert_eq!(graph.violations(), [Violation::Planted { name }]);
     }
 
     #[test]

@@ -42,6 +42,7 @@ pub mod batch;
 mod codec;
 pub mod journal;
 pub mod machine;
+pub mod mutants;
 pub mod session;
 pub mod snapshot_file;
 

@@ -7,6 +7,7 @@ use crate::digest;
 use crate::entries::View;
 use crate::hash::KeyHasher;
 use crate::list::List;
+use crate::mutants::{Mutant, active};
 use crate::snapshot::{SnapshotBusy, SnapshotEntry, SnapshotHead};
 use crate::stats::ShardStats;
 use crate::store::{BATCH, LEVELS, Store};
@@ -152,7 +153,11 @@ impl Shard {
         assert!(index <= Version::MAX_INDEX, "the log index has passed 48 bits");
         self.index = index;
         self.position = 0;
-        self.time_ms = self.time_ms.max(time_ms);
+        self.time_ms = if active(Mutant::TimeBackwards) && time_ms > 0 {
+            time_ms
+        } else {
+            self.time_ms.max(time_ms)
+        };
         self.tolerated.bytes = self.tolerated.bytes.min(self.store.used_bytes());
         self.tolerated.records = self.tolerated.records.min(self.store.len());
     }
@@ -266,7 +271,7 @@ impl Shard {
     fn apply_hashed(&mut self, command: &Command<'_>, hash: u64) -> Outcome {
         assert!(self.index > 0, "apply before begin");
         let position = u16::try_from(self.position).expect("a log entry holds at most 65,536 commands");
-        self.position += 1;
+        self.position += u32::from(!active(Mutant::PositionStuck));
         let version = Version::new(self.index, position);
         let outcome = match *command {
             Command::Put {
@@ -440,7 +445,7 @@ impl Shard {
             for &(hash, entry) in &group {
                 // Entries of equal hash are visited together: a cursor cannot point between them.
                 if (entries >= max_entries.max(1) || bytes >= max_bytes.max(1)) && last != Some(hash) {
-                    return Some(Cursor(hash));
+                    return Some(Cursor(hash.wrapping_add(active(Mutant::CursorSkips).into())));
                 }
                 last = Some(hash);
                 let view = self.store.view(entry);
@@ -718,7 +723,8 @@ impl Shard {
         let old_cost = old.map_or(0, |old| self.cost(key.len(), old.value.len()));
         // What does not grow is never refused: it makes nothing worse, and a budget that was cut must not block updates.
         let bytes = self.store.used_bytes() - old_cost + cost;
-        if cost > old_cost && bytes > self.ceiling(self.config.budget_bytes, self.tolerated.bytes) {
+        let over = bytes > self.ceiling(self.config.budget_bytes, self.tolerated.bytes);
+        if cost > old_cost && over && !active(Mutant::BudgetIgnored) {
             return Outcome::OutOfMemory;
         }
         if let Some(max) = self.config.max_records
@@ -772,7 +778,7 @@ impl Shard {
     #[inline]
     fn has_expired(&self, entry: Ref) -> bool {
         let expires_at_ms = self.store.expires_at_ms(entry);
-        expires_at_ms != 0 && expires_at_ms <= self.time_ms
+        expires_at_ms != 0 && expires_at_ms <= self.time_ms && !active(Mutant::ExpiredServed)
     }
 
     fn find_live(&self, hash: u64, key: &[u8]) -> Option<Ref> {
@@ -800,7 +806,11 @@ impl Shard {
             Condition::IfVersion(expected) => expected,
         };
         let current = found.map_or(Version::ABSENT, |entry| self.store.view(entry).version);
-        if current == expected { Ok(()) } else { Err(current) }
+        if current == expected || active(Mutant::ConditionIgnored) {
+            Ok(())
+        } else {
+            Err(current)
+        }
     }
 
     fn count_lookup(&mut self, found: Option<Ref>) -> Option<EntryRef<'_>> {

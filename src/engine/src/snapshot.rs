@@ -9,6 +9,7 @@
 use std::collections::VecDeque;
 
 use crate::entries::View;
+use crate::mutants::{Mutant, active};
 use crate::shard::Tolerated;
 use crate::version::Version;
 
@@ -81,7 +82,7 @@ pub(crate) struct Snapshot {
 impl Snapshot {
     /// Copies out an entry that is about to change.
     pub(crate) fn preserve(&mut self, view: &View<'_>, recency: u8) {
-        if self.abandoned {
+        if self.abandoned || active(Mutant::ImageTorn) {
             return;
         }
         let bytes = [view.key, view.value].concat().into_boxed_slice();

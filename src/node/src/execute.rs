@@ -19,6 +19,7 @@ use crate::raft::replica::{ReadError, SnapshotError};
 use crate::replica::Replica;
 use crate::replies::{Origin, Replies};
 use crate::streams::Streams;
+use generation_engine::mutants::{Mutant, active};
 
 /// How long a client waits before it asks again who leads a shard, where nobody does.
 const LEADERLESS_RETRY: Duration = Duration::from_millis(50);
@@ -355,7 +356,7 @@ impl<D: Disk> Turn<'_, '_, D> {
             }
             // The protocol's limits are checked when a request is decoded and are not above those of a log entry.
             Answer::Refused(error) => self.say(shard, origin, Status::ValueTooLarge, &error.to_string()),
-            Answer::InDoubt if is_write => {
+            Answer::InDoubt if is_write && !active(Mutant::DoubtRefused) => {
                 let message = "the write was proposed, and what became of it is not known";
                 self.say(shard, origin, Status::InDoubt, message);
             }
@@ -560,7 +561,9 @@ impl<D: Disk> Turn<'_, '_, D> {
                 meta.consistency = reader.consistency;
             }
             let done = match entry {
-                Some(entry) if entry.expires_at_ms != 0 && entry.expires_at_ms <= now_ms => {
+                Some(entry)
+                    if entry.expires_at_ms != 0 && entry.expires_at_ms <= now_ms && !active(Mutant::ExpiredServed) =>
+                {
                     late.push((place, entry.version));
                     return;
                 }

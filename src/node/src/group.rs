@@ -39,6 +39,7 @@ use crate::raft::transport::PeerTransport;
 use crate::raft::types::{LogId, ReplicaId};
 use crate::replies::Origin;
 use crate::stats;
+use generation_engine::mutants::{Mutant, active};
 
 /// How long a proposal may take before it is in doubt: far longer than any election, for disks that stall.
 const WRITE_PATIENCE: Duration = Duration::from_secs(5);
@@ -319,7 +320,7 @@ impl<D: Disk> Group<D> {
         if !replica.leads() {
             return Err(self.not_leading(now, &replica));
         }
-        if replica.voters() < self.least_voters {
+        if replica.voters() < self.least_voters && !active(Mutant::FewVoters) {
             // What its founder alone has would be lost with it.
             return Err(self.leaderless(now));
         }
@@ -402,7 +403,7 @@ impl<D: Disk> Group<D> {
         match read.consistency {
             Consistency::Session { shard, epoch, index } => {
                 // A token of another shard asks nothing of this one.
-                if shard != self.shard || (epoch, index) <= (self.epoch, applied) {
+                if shard != self.shard || (epoch, index) <= (self.epoch, applied) || active(Mutant::TokenIgnored) {
                     return Readiness::Now(read, 0);
                 }
                 if epoch > self.epoch {
@@ -431,7 +432,12 @@ impl<D: Disk> Group<D> {
     /// For how long what has been applied here may not have been the newest.
     pub(crate) fn age(&self, now: Instant, applied: u64) -> Option<Duration> {
         let (at, index) = self.fresh?;
-        (applied >= index).then(|| now.saturating_duration_since(at))
+        let age = now.saturating_duration_since(at);
+        (applied >= index).then_some(if active(Mutant::AgeForgotten) {
+            Duration::ZERO
+        } else {
+            age
+        })
     }
 
     fn wait_for(&mut self, replica: &Replica<D>, now: Instant, index: u64, read: Read) {

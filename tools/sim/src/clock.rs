@@ -22,6 +22,8 @@ pub(crate) struct NodeClock {
     drift_ppm: i64,
     stopped: bool,
     wall_offset_ms: i64,
+    /// How often the wall clock was set.
+    steps: u64,
 }
 
 impl NodeClock {
@@ -33,6 +35,7 @@ impl NodeClock {
             drift_ppm: 0,
             stopped: false,
             wall_offset_ms: 0,
+            steps: 0,
         }
     }
 
@@ -79,6 +82,12 @@ impl NodeClock {
     /// Moves the wall clock at once, forward or backward.
     pub(crate) fn step_wall(&mut self, by_ms: i64) {
         self.wall_offset_ms += by_ms;
+        self.steps += 1;
+    }
+
+    /// How often the wall clock was set.
+    pub(crate) fn steps(&self) -> u64 {
+        self.steps
     }
 
     fn rebase(&mut self, world: Instant) {

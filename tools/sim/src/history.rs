@@ -156,6 +156,13 @@ pub struct Reply {
     /// Age of the state that was read, as the reply tells it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub age_ms: Option<u64>,
+    /// When the entry's time is over, in milliseconds since the Unix epoch, as the reply tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at_ms: Option<u64>,
+    /// The clock of whoever answered, in milliseconds since the Unix epoch, at some moment before it did: known only where no clock
+    /// was set in between.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_ms: Option<u64>,
     /// The keys a scan found.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<String>,
@@ -171,6 +178,8 @@ impl Default for Reply {
             epoch: 0,
             index: 0,
             age_ms: None,
+            expires_at_ms: None,
+            clock_ms: None,
             keys: Vec::new(),
         }
     }

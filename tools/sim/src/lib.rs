@@ -15,6 +15,8 @@ mod env;
 mod executor;
 mod group;
 pub mod history;
+#[cfg(feature = "mutants")]
+pub mod mutants;
 mod network;
 mod observer;
 mod pki;

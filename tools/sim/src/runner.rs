@@ -24,7 +24,10 @@ use crate::world::Counters;
 const RECOVERY: Duration = Duration::from_secs(5);
 
 /// How often it is looked whether a node that died in an ambush is to be started again.
-const WATCH: Duration = Duration::from_millis(250);
+const WATCH: Duration = Duration::from_millis(25);
+
+/// How long such nodes stay down, in milliseconds, one after the other: some are back before anybody has missed them.
+const ABSENCES: [u64; 4] = [25, 250, 25, 1_000];
 
 /// What is left out of a run, to make it smaller.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -56,6 +59,8 @@ pub struct Run {
     pub points: BTreeMap<&'static str, (u64, u64)>,
     /// Simulated time.
     pub elapsed: Duration,
+    /// What journals and replicas say of themselves in the end, where something was wrong.
+    pub ends: Vec<String>,
 }
 
 thread_local! {
@@ -100,7 +105,13 @@ pub fn run(scenario: &Scenario, seed: u64, omission: &Omission) -> Run {
     let struck = sim.points_struck();
     let points = sim.points_passed().into_iter();
     let points = points.map(|(point, passed)| (point, (passed, struck.get(point).copied().unwrap_or(0))));
+    let ends = if violations.is_empty() {
+        Vec::new()
+    } else {
+        observer::describe(&sim, plan.nodes)
+    };
     Run {
+        ends,
         trace: sim.trace(),
         elapsed: sim.elapsed(),
         plan,
@@ -186,6 +197,9 @@ struct Course<'a> {
     /// How many incidents keep each node down, or frozen.
     down: Vec<u32>,
     frozen: Vec<u32>,
+    /// Since when a node that died in an ambush is missed, and for how long it will be; how many there were.
+    missing: Vec<Option<(Duration, Duration)>>,
+    absences: usize,
     /// Losses that the cluster could not have borne, and that do not happen.
     spared: BTreeSet<usize>,
     watched: Duration,
@@ -211,6 +225,8 @@ impl<'a> Course<'a> {
             counts: BTreeMap::new(),
             down: vec![0; plan.nodes],
             frozen: vec![0; plan.nodes],
+            missing: vec![None; plan.nodes],
+            absences: 0,
             spared: BTreeSet::new(),
             watched: Duration::ZERO,
             observer: Observer::default(),
@@ -290,7 +306,17 @@ impl<'a> Course<'a> {
     fn revive(&mut self, sim: &mut Sim, workload: &mut dyn Clients) {
         for node in 0..self.plan.nodes {
             if self.down[node] == 0 && !sim.is_up(node) {
-                self.start(sim, workload, node);
+                let (since, absence) = self.missing[node].unwrap_or_else(|| {
+                    self.absences += 1;
+                    (
+                        sim.elapsed(),
+                        Duration::from_millis(ABSENCES[self.absences % ABSENCES.len()]),
+                    )
+                });
+                self.missing[node] = Some((since, absence));
+                if self.calm || sim.elapsed() >= since + absence {
+                    self.start(sim, workload, node);
+                }
             }
             if self.frozen[node] == 0 && sim.is_frozen(node) {
                 sim.thaw(node);
@@ -305,6 +331,7 @@ impl<'a> Course<'a> {
     }
 
     fn start(&mut self, sim: &mut Sim, workload: &mut dyn Clients, node: usize) {
+        self.missing[node] = None;
         sim.start(node);
         workload.started(sim, node);
         self.note_start(sim, workload);

@@ -29,6 +29,7 @@ use crate::disk::{DiskImage, DiskWeather, SimDisk};
 use crate::env::SimEnv;
 use crate::executor::Executor;
 use crate::network::{Host, Weather};
+use crate::observer::Seen;
 use crate::pki::{self, Authority, ClientIdentity};
 use crate::points::{Ambush, Kill};
 use crate::world::{Counters, Inbox, NodeState, World, client_addr, node_addr};
@@ -93,6 +94,8 @@ pub struct Sim {
     peers: Vec<Vec<Peers>>,
     /// The replicas of each node, as far as its cores have started. Not in the world either.
     replicas: Rc<RefCell<Vec<Vec<Replicas>>>>,
+    /// What replicas were when their nodes died, until somebody asks.
+    last_words: Vec<Seen>,
     /// The clients, in the order they were added.
     pub clients: Vec<Client>,
 }
@@ -113,6 +116,7 @@ impl Sim {
             setups: Vec::new(),
             peers: Vec::new(),
             replicas: Rc::default(),
+            last_words: Vec::new(),
             clients: Vec::new(),
         }
     }
@@ -271,6 +275,20 @@ impl Sim {
         self.replicas.borrow()[node].clone()
     }
 
+    /// The replicas of a node as they are.
+    pub(crate) fn see(&self, node: usize) -> Vec<Seen> {
+        let (at, start) = (self.elapsed(), self.starts(node));
+        let replicas = self.replicas.borrow();
+        let all = replicas[node].iter().flat_map(Shards::replicas);
+        all.map(|(shard, replica)| Seen::new(at, node, start, shard, &replica))
+            .collect()
+    }
+
+    /// What replicas were when their nodes died, since this was asked last.
+    pub(crate) fn take_last_words(&mut self) -> Vec<Seen> {
+        std::mem::take(&mut self.last_words)
+    }
+
     /// Runs a task on a node until it ends or the node dies.
     pub fn spawn(&mut self, node: usize, task: impl Future<Output = ()> + 'static) {
         self.executor.spawn(node, Box::pin(task));
@@ -390,6 +408,13 @@ impl Sim {
         self.world.borrow_mut().nodes[node].clock.step_wall(by_ms);
     }
 
+    /// A node's wall clock, in milliseconds since the Unix epoch, and how often it was set.
+    pub(crate) fn wall_clock(&self, node: usize) -> (u64, u64) {
+        let world = self.world.borrow();
+        let clock = &world.nodes[node].clock;
+        (clock.unix_ms(world.now), clock.steps())
+    }
+
     /// Makes a node's monotonic time, and its wall clock with it, pass faster or slower: at most by a tenth.
     pub fn set_drift(&mut self, node: usize, ppm: i64) {
         let change = |clock: &mut NodeClock, now| clock.set_drift(now, ppm);
@@ -446,6 +471,13 @@ impl Sim {
             if !state.up {
                 return;
             }
+        }
+        let seen = self.see(node);
+        self.last_words.extend(seen);
+        {
+            let mut world = self.world.borrow_mut();
+            let world = &mut *world;
+            let state = &mut world.nodes[node];
             state.up = false;
             state.dying = None;
             world.counters.kills += 1;

@@ -7,6 +7,7 @@ use super::index::{Index, IndexError};
 use super::record::{Record, ShardState};
 use super::segment::SegmentHeader;
 use super::{BLOCK_BYTES, FRAME_HEADER_BYTES, Placement};
+use crate::mutants::{Mutant, active};
 
 /// A frame that is ready to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -230,7 +231,7 @@ impl Writer {
     pub fn recyclable(&self) -> impl Iterator<Item = u64> {
         self.index
             .segments()
-            .take_while(|generation| *generation < self.live_from)
+            .take_while(|generation| *generation < self.live_from || active(Mutant::SegmentRecycledEarly))
     }
 
     /// Whether a snapshot must be forced ([`Index::forced_snapshot`]) before the next segment is opened, when `free_files` files

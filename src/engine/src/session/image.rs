@@ -6,6 +6,7 @@ use std::ops::Bound;
 use super::{SESSION_WINDOW, Session, SessionTable};
 use crate::codec::Reader;
 use crate::command::Outcome;
+use crate::mutants::{Mutant, active};
 use crate::shard::Progress;
 
 /// What makes bytes no image of sessions. The table holds those that came before the fault and must be thrown away.
@@ -70,7 +71,7 @@ impl SessionTable {
     /// Appends the next slice of the image: whole sessions, some `max_bytes` of them (at least one session, and whatever changes
     /// have pushed out). Returns [`Progress::Done`] with the last; without an image under way it appends nothing.
     pub fn image_slice(&mut self, max_bytes: usize, out: &mut Vec<u8>) -> Progress {
-        if !self.image.active {
+        if !self.image.active || active(Mutant::SessionsNotInSnapshot) {
             return Progress::Done;
         }
         let start = out.len();

@@ -46,6 +46,7 @@ use super::types::{Place, ReplicaId};
 use super::wire::{self, Join, JoinReply, kind};
 use crate::env::disk::Disk;
 use crate::points;
+use generation_engine::mutants::{Mutant, active};
 
 /// How long an answer to a request to join may take: an id is drawn and a learner added meanwhile.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -165,7 +166,8 @@ impl<D: Disk, T: Transport> Shards<D, T> {
             Some(JoinReply::Admitted(id)) => Some(*id),
             _ => None,
         });
-        let blank = answers.iter().all(|(_, answer)| *answer == Some(JoinReply::Blank));
+        let blank =
+            answers.iter().all(|(_, answer)| *answer == Some(JoinReply::Blank)) || active(Mutant::FormedUnasked);
         let marked = placement.durability == Durability::Memory && self.is_marked(shard).await.map_err(failed)?;
         let (id, beginning) = match admitted {
             Some(id) => (id, Beginning::Join),
@@ -298,6 +300,10 @@ impl<D: Disk, T: Transport> Admission<D, T> {
     async fn add(&self, replica: &Replica<D, T>) -> Option<ReplicaId> {
         let _change = self.begin_change(replica)?;
         let members = replica.members();
+        let mut here = members.all.iter().filter(|(_, place)| place.node == self.node);
+        if let Some((id, _)) = here.next().filter(|_| active(Mutant::ReplicaIdReused)) {
+            return Some(*id);
+        }
         let stale = members.all.iter().filter(|(id, place)| {
             // What lives on that node is nothing any more.
             place.node == self.node && !members.voters.contains(id)

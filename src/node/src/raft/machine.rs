@@ -32,6 +32,7 @@ use super::snapshot::{self, Image, SnapshotFile};
 use super::types::{Entry, LeaderId, LogId, Payload, Place, ReplicaId, Replies, SnapshotMeta, StoredMembership, Types};
 use crate::env::disk::Disk;
 use crate::points;
+use generation_engine::mutants::{Mutant, active};
 
 /// How long to wait before a snapshot that could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(1);
@@ -220,6 +221,10 @@ impl<D: Disk> StateMachine<D> {
                     let message = format!("log entry {index} of shard {shard} cannot be read: {error}");
                     io::Error::new(io::ErrorKind::InvalidData, message)
                 })?;
+                if active(Mutant::FollowersSkip) && !wants_replies && index.is_multiple_of(64) {
+                    state.machine.skip(index);
+                    return Ok(Replies { replies });
+                }
                 state.machine.apply(index, &batch, |_, reply| {
                     if wants_replies {
                         replies.push(reply);
@@ -329,7 +334,11 @@ impl<D: Disk> Shared<D> {
             let mut state = self.state.borrow_mut();
             match &state.snapshot {
                 Some(current) if current.path == built.path => return built,
-                Some(current) if current.is_sound() && current.index() >= built.index() => {
+                Some(current)
+                    if current.is_sound()
+                        && current.index() >= built.index()
+                        && !active(Mutant::SnapshotNotMonotonic) =>
+                {
                     (current.clone(), Some(built))
                 }
                 _ => {
@@ -444,7 +453,8 @@ impl<D: Disk> RaftStateMachine<Types> for StateMachine<D> {
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotFile<D>) -> Result<(), io::Error> {
         let shared = &self.0;
-        if shared.state.borrow().applied < meta.last_log_id || meta.last_log_id.is_none() {
+        let newer = shared.state.borrow().applied < meta.last_log_id || active(Mutant::SnapshotInstalledLate);
+        if newer || meta.last_log_id.is_none() {
             let loaded = snapshot::load(&shared.config, &snapshot).await;
             let loaded = loaded.inspect_err(|error| {
                 if error.kind() == io::ErrorKind::InvalidData {

@@ -21,16 +21,18 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use generation_engine::batch::{BatchWriter, Operation, PushError};
+use generation_engine::batch::{Batch, BatchWriter, Operation, PushError};
 use generation_engine::machine::Reply;
-use generation_engine::{Command, Shard, Version, Victim};
+use generation_engine::{Command, Condition, Outcome as Executed, Shard, Version, Victim};
 use openraft_rt::AsyncRuntime as _;
 
 use super::network::Transport;
 use super::replica::{Leader, Outcome, Replica};
 use super::runtime::Runtime;
+use super::types::{LogId, Replies};
 use crate::env::disk::Disk;
 use crate::points;
+use generation_engine::mutants::{Mutant, active};
 
 /// What a counter written by `Incr` may take, in bytes: the digits of the smallest `i64`.
 const MAX_COUNTER_LEN: usize = 20;
@@ -332,7 +334,12 @@ impl<K> Proposer<K> {
                     self.expect_company(now, &flight);
                     let index = log_id.index;
                     for (token, ordinal) in flight.tokens {
-                        let reply = replies.replies.get(ordinal as usize);
+                        let place = if active(Mutant::AnswersSwapped) {
+                            replies.replies.len() - 1 - ordinal as usize
+                        } else {
+                            ordinal as usize
+                        };
+                        let reply = replies.replies.get(place);
                         let reply = *reply.expect("invariant: each operation of an entry is answered");
                         each(token, Answer::Applied { index, reply });
                     }
@@ -455,8 +462,14 @@ impl<K> Proposer<K> {
             let time_ms = replica
                 .machine()
                 .with(|machine| machine.shard().shard_time_ms().max(now_ms));
+            let time_ms = if active(Mutant::TimeBackwards) { now_ms } else { time_ms };
             let (outcomes, wake) = (Rc::clone(&self.outcomes), Rc::clone(wake));
-            replica.propose(batch.finish(time_ms).into(), move |outcome| {
+            let entry = batch.finish(time_ms);
+            if active(Mutant::ReplyBeforeCommit) {
+                outcomes.borrow_mut().extend(guess(number, replica, &entry));
+                wake();
+            }
+            replica.propose(entry.into(), move |outcome| {
                 outcomes.borrow_mut().push((number, outcome));
                 wake();
             });
@@ -508,10 +521,47 @@ impl<K> Proposer<K> {
                     records += 1;
                 }
             }
-            shard.propose_victims(self.bytes + bytes, self.records + records, &mut self.victims);
+            if !active(Mutant::BudgetIgnored) {
+                shard.propose_victims(self.bytes + bytes, self.records + records, &mut self.victims);
+            }
+            if active(Mutant::EvictionUnlogged) {
+                for Victim { hash, version } in self.victims.drain(..) {
+                    shard.apply(&Command::Evict { hash, version });
+                }
+            }
             (bytes, records)
         })
     }
+}
+
+/// For [`Mutant::ReplyBeforeCommit`]: what an entry that puts without conditions will come to, if it is the next one and is committed.
+fn guess<D: Disk, T: Transport>(number: u64, replica: &Replica<D, T>, entry: &[u8]) -> Option<(u64, Outcome)> {
+    let batch = Batch::parse(entry).ok()?;
+    let index = replica.last_index() + 1;
+    let replies = (0..)
+        .zip(batch.operations())
+        .map(|(position, operation)| match operation {
+            Operation::Command {
+                command:
+                    Command::Put {
+                        condition: Condition::None,
+                        ..
+                    },
+                ..
+            } => {
+                let version = Version::new(index, position);
+                Some(Reply::Outcome(Executed::Applied { version }))
+            }
+            _ => None,
+        });
+    let replies = Replies {
+        replies: replies.collect::<Option<_>>()?,
+    };
+    let log_id = LogId {
+        index,
+        ..replica.machine().applied()?
+    };
+    Some((number, Outcome::Applied { log_id, replies }))
 }
 
 /// The key and the cost of the entry an operation may write.

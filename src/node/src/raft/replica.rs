@@ -46,6 +46,7 @@ use super::snapshot::{Expected, Incoming};
 use super::types::{Callback, Commands, LogId, Place, ReplicaId, Replies, StoredMembership, Types, Vote};
 use super::wire::{self, Chunks, ChunksReply, ReadIndexReply, kind};
 use crate::env::disk::Disk;
+use generation_engine::mutants::{Mutant, active};
 
 /// Entries that whom leadership is handed to may lack: it gets them with the request.
 const HEIR_LAG: u64 = 64;
@@ -458,12 +459,14 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         if let Some(applied) = self.alone() {
             return Ok(applied);
         }
+        if let Some(applied) = self.0.machine.applied().filter(|_| active(Mutant::ReadUnconfirmed)) {
+            return Ok(applied);
+        }
         let confirmed = self.confirmation().await.map_err(|_| ReadError::Stopped)??;
-        self.0
-            .machine
-            .reached(confirmed.index)
-            .await
-            .map_err(|_| ReadError::Stopped)?;
+        if !active(Mutant::ReadUnapplied) {
+            let reached = self.0.machine.reached(confirmed.index).await;
+            reached.map_err(|_| ReadError::Stopped)?;
+        }
         Ok(confirmed)
     }
 
@@ -610,6 +613,15 @@ impl<D: Disk, T: Transport> Replica<D, T> {
             _ => return wire::reply(None::<&()>),
         }
         let raft = &self.0.raft;
+        if active(Mutant::AppendUnseen) && kind == kind::APPEND {
+            let (raft, request) = (raft.clone(), wire::read(payload));
+            drop(Runtime::spawn(async move {
+                if let Ok(request) = request {
+                    let _ = raft.append_entries(request).await;
+                }
+            }));
+            return wire::reply(Some(&openraft::raft::AppendEntriesResponse::<Types>::Success));
+        }
         match kind {
             kind::VOTE => match wire::read(payload) {
                 Ok(request) => wire::reply(raft.vote(request).await.ok().as_ref()),
@@ -684,7 +696,7 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         loop {
             // Whatever else is asked for in this turn shares the confirmation.
             yield_now().await;
-            let waiting = gate.waiting.take();
+            let mut waiting = gate.waiting.take();
             if waiting.is_empty() {
                 gate.busy.set(false);
                 return;
@@ -694,6 +706,9 @@ impl<D: Disk, T: Transport> Replica<D, T> {
             } else {
                 self.ask_leader().await
             };
+            if active(Mutant::ReadSharesLate) {
+                waiting.append(&mut gate.waiting.borrow_mut());
+            }
             for sender in waiting {
                 // Who asked may have given up.
                 let _ = sender.send(confirmed);
@@ -708,9 +723,12 @@ impl<D: Disk, T: Transport> Replica<D, T> {
 
     /// Asks the others whether they still follow this leader.
     async fn confirm(&self) -> Confirmed {
+        if active(Mutant::LeaseRead) {
+            return self.confirm_by_openraft(ReadPolicy::LeaseRead).await;
+        }
         let Some((vote, index)) = self.standing() else {
             // It has just been elected, or is not any more.
-            return self.confirm_by_heartbeat().await;
+            return self.confirm_by_openraft(ReadPolicy::ReadIndex).await;
         };
         let (sides, others) = {
             let metrics = self.0.metrics.borrow_watched();
@@ -766,11 +784,11 @@ impl<D: Disk, T: Transport> Replica<D, T> {
 
     /// Has openraft ask a majority whether this replica still leads, which renews its lease: without one it refuses proposals.
     pub async fn renew(&self) -> bool {
-        self.alone().is_some() || self.confirm_by_heartbeat().await.is_ok()
+        self.alone().is_some() || self.confirm_by_openraft(ReadPolicy::ReadIndex).await.is_ok()
     }
 
-    async fn confirm_by_heartbeat(&self) -> Confirmed {
-        let read = self.0.raft.get_read_log_id(ReadPolicy::ReadIndex);
+    async fn confirm_by_openraft(&self, policy: ReadPolicy) -> Confirmed {
+        let read = self.0.raft.get_read_log_id(policy);
         match Runtime::timeout(self.patience(), read).await {
             Ok(Ok((read, _))) => Ok(*read.log_id()),
             Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_)))) => {
@@ -911,7 +929,7 @@ impl Proposal {
 impl Drop for Proposal {
     fn drop(&mut self) {
         if let Some(done) = self.done.take() {
-            done(if self.sent.get() {
+            done(if self.sent.get() && !active(Mutant::LossRefused) {
                 Outcome::InDoubt
             } else {
                 Outcome::NotProposed(None)
@@ -938,7 +956,7 @@ fn raft_config(config: &ReplicaConfig) -> Config {
         max_in_snapshot_log_to_keep: 0,
         enable_pre_vote: Some(true),
         // With it a restarted leader goes on in its old term, and what it appended and lost is appended again with other contents.
-        enable_leader_restore: Some(false),
+        enable_leader_restore: Some(active(Mutant::LeaderRestored)),
         ..Config::default()
     }
 }

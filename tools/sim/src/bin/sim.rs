@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 use generation_sim::history::History;
@@ -33,6 +33,9 @@ enum Command {
         /// How many seeds.
         #[arg(long, default_value_t = 100)]
         seeds: u64,
+        /// Ends after the seed with which so many seconds have passed, however many seeds are left.
+        #[arg(long)]
+        seconds: Option<u64>,
         /// The scenario; all of them in turn without.
         #[arg(long)]
         scenario: Option<String>,
@@ -78,6 +81,19 @@ enum Command {
     },
     /// Lists the scenarios.
     Scenarios,
+    /// Plants bugs in the node one by one, and says which property finds each, after how many seeds. Needs a build with the feature
+    /// `mutants`.
+    Mutants {
+        /// How many seeds at most for each.
+        #[arg(long, default_value_t = 100)]
+        seeds: u64,
+        /// The first seed. Without, seeds nobody has run.
+        #[arg(long)]
+        seed_from: Option<u64>,
+        /// These alone, by name.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -96,6 +112,7 @@ fn execute(command: Command) -> Result<bool, String> {
     match command {
         Command::Run {
             seeds,
+            seconds,
             scenario,
             seed_from,
             keep,
@@ -104,7 +121,9 @@ fn execute(command: Command) -> Result<bool, String> {
                 Some(name) => vec![find(name)?],
                 None => SCENARIOS.iter().collect(),
             };
-            run_seeds(&scenarios, seeds, seed_from.unwrap_or_else(fresh_seed), keep.as_deref())
+            let from = seed_from.unwrap_or_else(fresh_seed);
+            let limit = seconds.map(Duration::from_secs);
+            run_seeds(&scenarios, seeds, limit, from, keep.as_deref())
         }
         Command::Replay {
             seed,
@@ -125,6 +144,7 @@ fn execute(command: Command) -> Result<bool, String> {
             history,
         } => shrink_seed(find(&scenario)?, seed, history.as_deref()),
         Command::Check { file } => check_file(&file),
+        Command::Mutants { seeds, seed_from, only } => mutants(seeds, seed_from.unwrap_or_else(fresh_seed), &only),
         Command::Scenarios => {
             for scenario in SCENARIOS {
                 println!("{:20} {}", scenario.name, scenario.about);
@@ -185,11 +205,22 @@ impl Totals {
     }
 }
 
-fn run_seeds(scenarios: &[&'static Scenario], seeds: u64, from: u64, keep: Option<&Path>) -> Result<bool, String> {
+fn run_seeds(
+    scenarios: &[&'static Scenario],
+    seeds: u64,
+    limit: Option<Duration>,
+    from: u64,
+    keep: Option<&Path>,
+) -> Result<bool, String> {
     let began = Instant::now();
     let mut totals = Totals::default();
-    println!("seeds {from} to {}", from.wrapping_add(seeds.saturating_sub(1)));
+    println!("seeds from {from} on");
+    let mut ran = 0;
     for number in 0..seeds {
+        if limit.is_some_and(|limit| began.elapsed() >= limit) {
+            break;
+        }
+        ran += 1;
         let seed = from.wrapping_add(number);
         let scenario = scenarios[(number % scenarios.len() as u64) as usize];
         let omission = Omission::default();
@@ -211,8 +242,8 @@ fn run_seeds(scenarios: &[&'static Scenario], seeds: u64, from: u64, keep: Optio
     }
     let took = began.elapsed().as_secs_f64();
     println!(
-        "{seeds} seeds in {took:.1} s ({:.0} a minute; {:.0} times real time)",
-        seeds as f64 * 60.0 / took,
+        "{ran} seeds in {took:.1} s ({:.0} a minute; {:.0} times real time)",
+        f64::from(ran) * 60.0 / took,
         totals.simulated_s / took
     );
     println!(
@@ -264,6 +295,9 @@ fn replay(scenario: &Scenario, seed: u64, omission: &Omission, file: Option<&Pat
     if !same {
         println!("NOT THE SAME TWICE: trace {:016x} the second time", second.trace);
     }
+    for line in &first.ends {
+        println!("{line}");
+    }
     for violation in &first.violations {
         println!("FAILED: {violation}");
     }
@@ -300,6 +334,55 @@ fn check_file(file: &Path) -> Result<bool, String> {
         violations.len()
     );
     Ok(violations.is_empty())
+}
+
+#[cfg(not(feature = "mutants"))]
+fn mutants(_: u64, _: u64, _: &[String]) -> Result<bool, String> {
+    Err("this build has no bugs planted: build it with `--features mutants`".to_owned())
+}
+
+#[cfg(feature = "mutants")]
+fn mutants(seeds: u64, from: u64, only: &[String]) -> Result<bool, String> {
+    use generation_sim::mutants::{Mutant, hunt};
+    let named = |name: &String| Mutant::ALL.iter().any(|mutant| mutant.name() == name);
+    if let Some(unknown) = only.iter().find(|name| !named(name)) {
+        let names: Vec<_> = Mutant::ALL.iter().map(|mutant| mutant.name()).collect();
+        return Err(format!("there is no bug `{unknown}`; there are {}", names.join(", ")));
+    }
+    let (mut caught, mut all) = (0, 0);
+    println!("up to {seeds} seeds each from {from}");
+    for &mutant in Mutant::ALL {
+        if !only.is_empty() && !only.iter().any(|name| name == mutant.name()) {
+            continue;
+        }
+        all += 1;
+        let fate = hunt(mutant, seeds, from);
+        let took = fate.took.as_secs_f64();
+        for (scenario, seed) in &fate.failing {
+            println!("FAILED without a bug too: sim replay {seed} --scenario {scenario}");
+        }
+        match fate.caught {
+            Some(found) => {
+                caught += 1;
+                println!(
+                    "{:24} caught after {} seeds ({took:.1} s) by {} of {} {}: {}",
+                    mutant.name(),
+                    found.seeds,
+                    found.violation.property,
+                    found.scenario,
+                    found.seed,
+                    found.violation.what.lines().next().unwrap_or_default()
+                );
+            }
+            None => println!(
+                "{:24} NOT CAUGHT in {seeds} seeds ({took:.1} s):{}",
+                mutant.name(),
+                mutant.about()
+            ),
+        }
+    }
+    println!("caught: {caught} of {all}");
+    Ok(caught == all)
 }
 
 fn write(file: &Path, history: &History) -> Result<(), String> {

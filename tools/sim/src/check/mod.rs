@@ -7,6 +7,7 @@ mod bounded_stale;
 mod cursors;
 mod durability;
 mod exactly_once;
+mod expiry;
 mod leaders;
 pub mod linearizability;
 mod memory;
@@ -96,6 +97,10 @@ pub const PROPERTIES: &[Property] = &[
     Property {
         name: "resurrection",
         check: resurrection::check,
+    },
+    Property {
+        name: "expiry",
+        check: expiry::check,
     },
     Property {
         name: "state_hashes",

@@ -92,7 +92,7 @@ pub(super) const POINTS: Scenario = Scenario {
                 skip: dice.below(2),
                 strike: Strike::Kill(Kill::Power),
             };
-            let lasts = plan.calm - at;
+            let lasts = plan.calm.saturating_sub(at);
             plan.incidents.push(Incident { at, lasts, kind });
         }
         plan.incidents.sort_by_key(|incident| incident.at);
@@ -171,6 +171,8 @@ fn of_size(dice: &mut Dice) -> Plan {
     let mut plan = calm(dice);
     plan.nodes = if dice.chance(700) { 3 } else { 5 };
     plan.setup.nodes = plan.nodes;
+    // Entries of several sectors, so that a frame can be torn in the middle of one.
+    plan.workload.value_bytes = if dice.chance(500) { 64 } else { 3_000 };
     plan
 }
 

@@ -80,6 +80,8 @@ enum Stage {
         key: ConnectionKey,
         request: u64,
         until: Instant,
+        /// The node's wall clock then, and how often it had been set.
+        clock: (u64, u64),
     },
 }
 
@@ -151,6 +153,7 @@ impl Agent {
                 key,
                 request,
                 until,
+                ..
             } => match sim.clients[endpoint.client].response(key, request) {
                 Some(response) => Some(self.answer(sim, endpoint, setup, &mut current, key, &response)),
                 None if !endpoint.is_alive(sim, key) => {
@@ -362,6 +365,7 @@ impl Agent {
             key,
             request,
             until: now + patience,
+            clock: sim.wall_clock(number),
         };
         None
     }
@@ -406,6 +410,10 @@ impl Agent {
             {
                 self.versions.insert(key.to_owned(), meta.version);
             }
+            let clock_ms = match current.stage {
+                Stage::Sent { node, clock, .. } if sim.wall_clock(node).1 == clock.1 => Some(clock.0),
+                _ => None,
+            };
             return Attempt::Done(Reply {
                 status: snake(status),
                 version: meta.version,
@@ -414,6 +422,8 @@ impl Agent {
                 epoch: meta.map_epoch,
                 index: meta.index,
                 age_ms: response.age_ms.map(u64::from),
+                expires_at_ms: response.expires_at_ms,
+                clock_ms: clock_ms.filter(|_| response.expires_at_ms.is_some()),
                 keys: Vec::new(),
             });
         }

@@ -17,6 +17,7 @@ use crate::env::disk::{Disk, File, Open};
 use crate::points;
 use crate::raft::runtime::{Runtime, within, yield_now};
 use crate::raft::types::to_journal;
+use generation_engine::mutants::{Mutant, active};
 
 /// After this long without anything to write, a frame without records covers the last one.
 const IDLE: Duration = Duration::from_millis(200);
@@ -162,7 +163,7 @@ fn seal<D: Disk>(journal: &Journal<D>, state: &mut State<D>) -> Result<Option<Wr
         pushed.expect("invariant: the buffer was made for these records");
     }
     // What they mark must be in this frame or before it: an entry can be committed by others before it is durable here.
-    let marked = if count == state.queue.len() {
+    let marked = if count == state.queue.len() || active(Mutant::CommitMarkEarly) {
         std::mem::take(&mut state.committed)
     } else {
         BTreeMap::new()
@@ -346,7 +347,7 @@ async fn finish<D: Disk>(journal: Journal<D>, write: Write<D>) {
     } else {
         points::FRAME_WRITTEN
     });
-    if result.is_ok() {
+    if result.is_ok() && !active(Mutant::FrameUnsynced) {
         result = file.sync_data().await;
     }
     drop(bytes);
@@ -356,7 +357,9 @@ async fn finish<D: Disk>(journal: Journal<D>, write: Write<D>) {
     if state.failure.is_some() {
         return;
     }
-    if let Err(error) = result {
+    if let Err(error) = result
+        && !active(Mutant::FailedSyncIgnored)
+    {
         return fail(&mut state, &error.to_string());
     }
     state.writer.completed(sequence);

@@ -14,6 +14,7 @@ use super::log::{ShardLog, from_record};
 use super::{IdentityError, Inner, Journal, JournalConfig, OpenError, Segment, State, flush};
 use crate::env::disk::{Disk, File, Open};
 use crate::raft::runtime::{Ambient, within};
+use generation_engine::mutants::{Mutant, active};
 
 /// Where everything lies.
 const DIRECTORY: &str = "journal";
@@ -205,7 +206,9 @@ async fn recover<D: Disk>(
         let log = logs
             .remove(&state.shard)
             .unwrap_or_else(|| ShardLog::new(state.replica));
-        logs_of_shards.insert(state.shard, log.recovered(state));
+        let mut log = log.recovered(state);
+        log.vote = log.vote.filter(|_| !active(Mutant::VoteForgotten));
+        logs_of_shards.insert(state.shard, log);
     }
     Ok((recovered, logs_of_shards))
 }

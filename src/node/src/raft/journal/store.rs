@@ -16,6 +16,7 @@ use crate::env::disk::Disk;
 use crate::points;
 use crate::raft::runtime::LocalOneshot;
 use crate::raft::types::{Entry, LeaderId, LogId, Types, Vote, from_journal, to_journal};
+use generation_engine::mutants::{Mutant, active};
 
 /// Entries read at once, in bytes; one at least.
 const READ_BYTES: usize = 1 << 20;
@@ -183,6 +184,9 @@ impl<D: Disk> RaftLogStorage<Types> for LogStore<D> {
             let record = Owned::Other(Record::Vote { shard, vote });
             self.journal.push(&mut state, record, Some(Waiting::Vote(sender)));
         }
+        if active(Mutant::VoteUnsynced) {
+            return Ok(());
+        }
         // After a failure the sender is kept and nothing ever comes: a promise that may not be on the disk is not given.
         receiver.await.map_err(io::Error::other)??;
         D::point(points::VOTE_WRITTEN);
@@ -237,6 +241,10 @@ impl<D: Disk> RaftLogStorage<Types> for LogStore<D> {
             }
         }
         match last {
+            Some(record) if active(Mutant::AppendUnsynced) => {
+                self.journal.push(&mut state, record, None);
+                callback.io_completed(Ok(()));
+            }
             Some(record) => self.journal.push(&mut state, record, Some(Waiting::Flushed(callback))),
             None => callback.io_completed(Ok(())),
         }
@@ -255,6 +263,9 @@ impl<D: Disk> RaftLogStorage<Types> for LogStore<D> {
             return Ok(());
         }
         log.truncate(after);
+        if active(Mutant::TruncationUnlogged) {
+            return Ok(());
+        }
         let record = Owned::Other(Record::Truncate { shard, after });
         self.journal.push(&mut state, record, None);
         D::point(points::LOG_TRUNCATED);

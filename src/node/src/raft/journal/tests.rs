@@ -129,8 +129,8 @@ fn a_log_begins_behind_its_snapshot_and_ends_where_it_contradicts_one() {
     });
     bench.run(async {
         let journal = Journal::open(bench.ambient(), disk.clone(), config()).await.unwrap();
-        let expected: [(&[(u64, u64)], LogId, LogId); 4] = [
-            (&[(1, 4), (1, 5)], log_id(1, 3), log_id(1, 5)),
+        let expected = [
+            (&[(1, 4), (1, 5)][..], log_id(1, 3), log_id(1, 5)),
             (&[], log_id(2, 9), log_id(2, 9)),
             (&[(2, 4)], log_id(2, 3), log_id(2, 4)),
             (&[(1, 5)], log_id(1, 4), log_id(1, 5)),

@@ -8,6 +8,7 @@ use generation_engine::snapshot_file::{Decoder, chunk_len};
 use super::{DIRECTORY, SnapshotFile, damaged, meta, path};
 use crate::env::disk::{Disk, File, Open};
 use crate::points;
+use generation_engine::mutants::{Mutant, active};
 
 /// What a receiver waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,7 +94,9 @@ impl<D: Disk> Incoming<D> {
     pub(crate) async fn finish(self) -> io::Result<SnapshotFile<D>> {
         let summary = self.decoder.summary().ok_or_else(|| damaged("it is not complete"))?;
         let meta = meta(&summary.header, self.cluster, self.shard)?;
-        self.file.sync_data().await?;
+        if !active(Mutant::ReceivedUnsynced) {
+            self.file.sync_data().await?;
+        }
         self.file.close().await?;
         let index = meta.last_log_id.as_ref().map(|log_id| log_id.index);
         let path = path(self.shard, index, summary.id);

@@ -12,6 +12,7 @@ use crate::points;
 use crate::raft::machine::Shared;
 use crate::raft::runtime::yield_now;
 use crate::raft::types::{SnapshotMeta, to_journal};
+use generation_engine::mutants::{Mutant, active};
 
 /// Bytes of a chunk of entries or sessions, roughly: a page of large values makes it longer.
 const CHUNK_BYTES: usize = 128 << 10;
@@ -115,7 +116,9 @@ async fn file<D: Disk>(shared: &Rc<Shared<D>>, image: &Image, id: u128, path: &s
     encoder.finish(state_hash, &mut out);
     file.write_at(offset, &out).await?;
     D::point(points::SNAPSHOT_WRITTEN);
-    file.sync_data().await?;
+    if !active(Mutant::SnapshotUnsynced) {
+        file.sync_data().await?;
+    }
     file.close().await?;
     Ok(true)
 }
@@ -125,7 +128,8 @@ fn encode_entry(entry: &SnapshotEntry<'_>, out: &mut Vec<u8>) {
     out.extend((entry.key.len() as u16).to_le_bytes());
     out.extend((entry.value.len() as u32).to_le_bytes());
     out.extend(entry.version.get().to_le_bytes());
-    out.extend(entry.expires_at_ms.to_le_bytes());
+    let lasting = active(Mutant::TtlNotInSnapshot);
+    out.extend(if lasting { 0 } else { entry.expires_at_ms }.to_le_bytes());
     out.push(entry.recency);
     out.extend_from_slice(entry.key);
     out.extend_from_slice(entry.value);
