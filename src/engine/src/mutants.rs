@@ -70,6 +70,8 @@ mutants! {
     FewVoters = "few-voters",
     /// A read is served without asking whether this replica still leads.
     ReadUnconfirmed = "read-unconfirmed",
+    /// A replica confirms whoever asks as its leader, whatever it has promised to others.
+    ConfirmsAnybody = "confirms-anybody",
     /// A read shares a confirmation that had begun before it came.
     ReadSharesLate = "read-shares-late",
     /// A follower does not wait until it has applied what the leader confirmed.

@@ -662,7 +662,7 @@ impl<D: Disk, T: Transport> Replica<D, T> {
 
     /// Whether the last this replica has promised anybody, on its disk or on the way there, is to follow the leader of this vote.
     fn follows(&self, vote: Vote) -> bool {
-        vote.committed && self.0.log.vote() == Some(vote)
+        vote.committed && (self.0.log.vote() == Some(vote) || active(Mutant::ConfirmsAnybody))
     }
 
     /// Answers a follower that wants to read.
