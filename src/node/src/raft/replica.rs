@@ -459,9 +459,6 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         if let Some(applied) = self.alone() {
             return Ok(applied);
         }
-        if let Some(applied) = self.0.machine.applied().filter(|_| active(Mutant::ReadUnconfirmed)) {
-            return Ok(applied);
-        }
         let confirmed = self.confirmation().await.map_err(|_| ReadError::Stopped)??;
         if !active(Mutant::ReadUnapplied) {
             let reached = self.0.machine.reached(confirmed.index).await;
