@@ -158,7 +158,7 @@ impl std::fmt::Debug for RingFile {
 
 impl File for RingFile {
     async fn len(&self) -> io::Result<u64> {
-        Ok(fstat(&*self.file)?.st_size as u64)
+        Ok(fstat(&*self.file)?.st_size.cast_unsigned())
     }
 
     async fn allocate(&self, len: u64) -> io::Result<()> {
@@ -186,7 +186,7 @@ impl File for RingFile {
     }
 
     async fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        if offset % BLOCK_BYTES as u64 != 0 || !bytes.len().is_multiple_of(BLOCK_BYTES) {
+        if !offset.is_multiple_of(BLOCK_BYTES as u64) || !bytes.len().is_multiple_of(BLOCK_BYTES) {
             let message = format!("{} bytes at {offset} are not whole blocks", bytes.len());
             return Err(io::Error::new(ErrorKind::InvalidInput, message));
         }

@@ -145,6 +145,9 @@ impl GlommioEnv {
     }
 
     /// Runs a future of this core's to its end. Everything that can wait in this environment is run inside this.
+    ///
+    /// # Panics
+    /// If the future does.
     pub async fn drive<F: Future>(&self, future: F) -> F::Output {
         let core = &*self.core;
         let mut output = None;

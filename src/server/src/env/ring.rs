@@ -174,7 +174,7 @@ impl Ring {
             ..Held::default()
         };
         let (count, held) = self.run(&entry.build(), held).await?;
-        Ok((count as usize, held.buffer))
+        Ok((count.cast_unsigned() as usize, held.buffer))
     }
 
     /// Writes a buffer. Returns how many bytes.
@@ -189,7 +189,7 @@ impl Ring {
         };
         let (count, held) = self.run(&entry.build(), held).await?;
         self.recycle(held.buffer);
-        Ok(count as usize)
+        Ok(count.cast_unsigned() as usize)
     }
 
     /// Makes the bytes of a file durable, with what is needed to find them, or everything about it.

@@ -90,7 +90,7 @@ mod tests {
         let mut context = Context::from_waker(Waker::noop());
         let mut past = pin!(timers.sleep(now));
         assert!(past.as_mut().poll(&mut context).is_ready());
-        let deadline = now + Duration::from_secs(3600);
+        let deadline = now + Duration::from_hours(1);
         {
             let (mut one, mut two) = (pin!(timers.sleep(deadline)), pin!(timers.sleep(deadline)));
             assert!(one.as_mut().poll(&mut context).is_pending());

@@ -31,11 +31,9 @@ fn aligned(now: Instant, origin: Instant, deadline: Instant) -> Instant {
     if deadline.saturating_duration_since(now) < LONG {
         return deadline;
     }
-    let past = deadline.saturating_duration_since(origin).as_nanos() % GRID.as_nanos();
-    if past == 0 {
-        return deadline;
-    }
-    deadline + (GRID - Duration::from_nanos(past as u64))
+    let grid = GRID.as_nanos();
+    let past = deadline.saturating_duration_since(origin).as_nanos() % grid;
+    deadline + Duration::from_nanos(((grid - past) % grid) as u64)
 }
 
 impl Future for Sleep {
