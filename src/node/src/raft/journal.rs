@@ -268,18 +268,29 @@ impl<D: Disk> Journal<D> {
     /// Has the log of a shard begin behind a snapshot, as it does once openraft has been told of one: the node may have died before the
     /// journal knew. What the snapshot covers would keep its files for ever, because no newer snapshot comes where there is no room to
     /// write. And where the leader that sent the snapshot had another log, what contradicts it goes.
-    pub(super) fn begin_behind(&self, shard: u32, snapshot: &LogId) {
+    pub(super) async fn begin_behind(&self, shard: u32, snapshot: &LogId) -> io::Result<()> {
         let up_to = to_journal(snapshot);
+        let reaches = {
+            let state = self.0.state.borrow();
+            let Some(log) = state.logs.get(&shard) else {
+                return Ok(());
+            };
+            if log.purged.is_some_and(|purged| purged.index >= up_to.index) {
+                return Ok(());
+            }
+            log.last.is_some_and(|last| last.index >= up_to.index)
+        };
+        // A tail goes on behind the snapshot only if the log holds the very entry the snapshot ends with. The last entry's term does not
+        // tell: an entry of an older leader may have followed one that another leader has replaced.
+        let contradicts = reaches && {
+            let entries = read::entries(self, shard, up_to.index, up_to.index + 1, 1).await?;
+            entries.first().map(|entry| to_journal(&entry.log_id)) != Some(up_to)
+        };
         let mut state = self.0.state.borrow_mut();
-        let Some(log) = state.logs.get_mut(&shard) else { return };
-        if log.purged.is_some_and(|purged| purged.index >= up_to.index) {
-            return;
-        }
-        // Terms grow along a log: one that ends in an older term than an entry at or before its end does not hold that entry.
+        let Some(log) = state.logs.get_mut(&shard) else {
+            return Ok(());
+        };
         let after = log.purged;
-        let contradicts = log
-            .last
-            .is_some_and(|last| last.index >= up_to.index && last.term < up_to.term);
         if contradicts {
             log.truncate(after);
         }
@@ -288,6 +299,7 @@ impl<D: Disk> Journal<D> {
             self.push(&mut state, Owned::Other(Record::Truncate { shard, after }), None);
         }
         self.push(&mut state, Owned::Other(Record::Purge { shard, up_to }), None);
+        Ok(())
     }
 
     /// Forgets the replica of a shard.

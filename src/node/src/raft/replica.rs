@@ -326,7 +326,8 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         let network = Network::new(transport.clone(), shard as u16, config.id, Rc::clone(&told));
         let log = journal.shard(shard, config.id);
         if let Some(snapshot) = machine.snapshot_id() {
-            journal.begin_behind(shard, &snapshot);
+            let behind = journal.begin_behind(shard, &snapshot).await;
+            behind.map_err(|error| failed(&error))?;
         }
         let raft = Raft::new(config.id, Arc::new(raft_config), network, log.clone(), machine.clone());
         let raft = raft.await.map_err(|error| match machine.damage() {

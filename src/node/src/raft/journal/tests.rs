@@ -117,11 +117,17 @@ fn a_log_begins_behind_its_snapshot_and_ends_where_it_contradicts_one() {
                 .unwrap();
         }
         // Of the same log, behind its end, of another leader's log, and known already.
-        journal.begin_behind(0, &log_id(1, 3));
-        journal.begin_behind(1, &log_id(2, 9));
-        journal.begin_behind(2, &log_id(2, 3));
+        journal.begin_behind(0, &log_id(1, 3)).await.unwrap();
+        journal.begin_behind(1, &log_id(2, 9)).await.unwrap();
+        journal.begin_behind(2, &log_id(2, 3)).await.unwrap();
         journal.shard(3, 1).purge(log_id(1, 4)).await.unwrap();
-        journal.begin_behind(3, &log_id(1, 3));
+        journal.begin_behind(3, &log_id(1, 3)).await.unwrap();
+        // Of a later leader's log, of which it holds what an older one had put in its place, and what a third put behind that.
+        let mut store = journal.shard(4, 1);
+        let older = (0..4).map(|index| entry(1, index, 100));
+        let entries = older.chain((4..6).map(|index| entry(3, index, 100)));
+        store.blocking_append(entries).await.unwrap();
+        journal.begin_behind(4, &log_id(2, 3)).await.unwrap();
         let mut store = journal.shard(2, 1);
         assert_eq!(indexes(&mut store).await, []);
         store.blocking_append([entry(2, 4, 100)]).await.unwrap();
@@ -134,6 +140,7 @@ fn a_log_begins_behind_its_snapshot_and_ends_where_it_contradicts_one() {
             (&[], log_id(2, 9), log_id(2, 9)),
             (&[(2, 4)], log_id(2, 3), log_id(2, 4)),
             (&[(1, 5)], log_id(1, 4), log_id(1, 5)),
+            (&[], log_id(2, 3), log_id(2, 3)),
         ];
         for (shard, (entries, purged, last)) in (0..).zip(expected) {
             let mut store = journal.shard(shard, 1);
