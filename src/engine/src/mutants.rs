@@ -40,6 +40,8 @@ mutants! {
     VoteUnsynced = "vote-unsynced",
     /// A replica's vote is not read back at a restart.
     VoteForgotten = "vote-forgotten",
+    /// A replica gives its vote to two candidates of one term.
+    VotesTwice = "votes-twice",
     /// A restarted leader goes on in its old term.
     LeaderRestored = "leader-restored",
     /// An entry counts as durable when it is queued.

@@ -30,3 +30,10 @@ fn a_short_segment_meets_a_full_disk() {
 fn a_founder_dies_before_it_forms_its_group() {
     holds("cluster-points", 1, &[0], 1);
 }
+
+/// Two candidates of one term were both elected: votes are ordered by term and candidate, and a voter granted the greater one too.
+#[test]
+fn nobody_votes_twice_in_a_term() {
+    let incidents: Vec<usize> = (0..64).collect();
+    holds("cluster-points", 7, &incidents, 0);
+}

@@ -32,7 +32,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, Fatal, InitializeError, LinearizableReadError, RaftError};
-use openraft::raft::ClientWriteResult;
+use openraft::raft::{ClientWriteResult, VoteRequest, VoteResponse};
 use openraft::{Config, Raft, ReadPolicy, ServerState, SnapshotPolicy};
 use openraft_rt::{AsyncRuntime as _, Instant as _, Oneshot as _, OneshotSender as _};
 
@@ -622,7 +622,7 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         }
         match kind {
             kind::VOTE => match wire::read(payload) {
-                Ok(request) => wire::reply(raft.vote(request).await.ok().as_ref()),
+                Ok(request) => wire::reply(self.vote(request).await.as_ref()),
                 Err(_) => wire::reply(None::<&()>),
             },
             kind::PRE_VOTE => match wire::read(payload) {
@@ -648,6 +648,15 @@ impl<D: Disk, T: Transport> Replica<D, T> {
             kind::READ_INDEX => wire::reply(Some(&self.read_index().await)),
             _ => wire::reply(None::<&()>),
         }
+    }
+
+    /// Answers a candidate. openraft orders votes by term and candidate, and grants a greater one in a term that it has granted another
+    /// in already; then two could lead in one term, and who leads is told by terms. So only the first promise in a term is given away.
+    async fn vote(&self, request: VoteRequest<Types>) -> Option<VoteResponse<Types>> {
+        let vote = request.vote;
+        let mut response = self.0.raft.vote(request).await.ok()?;
+        response.vote_granted &= self.0.log.promised_first(vote) || active(Mutant::VotesTwice);
+        Some(response)
     }
 
     /// Answers a leader that asks whether this replica still follows it, at once.

@@ -81,6 +81,10 @@ pub(super) const POINTS: Scenario = Scenario {
     about: "three replicated nodes that lose power at every named point of their code, and are cut off",
     plan: |dice| {
         let mut plan = calm(dice);
+        if let Some(replication) = &mut plan.setup.replication {
+            // Each start takes a file of the journal, and a node that is struck nine times before its first snapshot would have none left.
+            replication.segments += STRUCK_STARTS;
+        }
         let cuts = [group::partition, group::partition, group::slow_link];
         group::add_incidents(&mut plan, dice, &cuts, 3);
         for &point in generation_node::points::ALL {
@@ -99,6 +103,9 @@ pub(super) const POINTS: Scenario = Scenario {
         plan
     },
 };
+
+/// Files a journal has for the starts of a node that is struck again and again.
+const STRUCK_STARTS: usize = 8;
 
 /// Disks are lost.
 pub(super) const REPLACED: Scenario = Scenario {

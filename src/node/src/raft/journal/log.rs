@@ -29,6 +29,9 @@ struct Kept {
 pub(super) struct ShardLog {
     pub(super) replica: u64,
     pub(super) vote: Option<DiskVote>,
+    /// The latest term that anything was promised in, and whom the first promise in it was made to. After a start: to nobody any more,
+    /// because the one that is known need not have been the first.
+    first_vote: Option<(u64, Option<u64>)>,
     pub(super) committed: Option<DiskLogId>,
     pub(super) purged: Option<DiskLogId>,
     pub(super) last: Option<DiskLogId>,
@@ -49,6 +52,7 @@ impl ShardLog {
         Self {
             replica,
             vote: None,
+            first_vote: None,
             committed: None,
             purged: None,
             last: None,
@@ -61,6 +65,19 @@ impl ShardLog {
         }
     }
 
+    /// Takes in a promise.
+    pub(super) fn promise(&mut self, vote: DiskVote) {
+        self.vote = Some(vote);
+        if self.first_vote.is_none_or(|(term, _)| term < vote.term) {
+            self.first_vote = Some((vote.term, Some(vote.leader)));
+        }
+    }
+
+    /// Whether the first promise in a term was made to this candidate.
+    pub(super) fn promised_first(&self, term: u64, candidate: u64) -> bool {
+        self.first_vote == Some((term, Some(candidate)))
+    }
+
     /// Bytes appended since the last purge, give or take [`MARK_BYTES`], without what was there at the start.
     pub(super) fn grown_bytes(&self) -> u64 {
         self.appended - self.purged_bytes
@@ -70,6 +87,7 @@ impl ShardLog {
     pub(super) fn recovered(mut self, state: &ShardState) -> Self {
         self.replica = state.replica;
         self.vote = state.vote;
+        self.first_vote = state.vote.map(|vote| (vote.term, None));
         self.committed = state.committed;
         self.purged = state.purged;
         self.last = state.last;

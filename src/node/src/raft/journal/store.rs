@@ -53,6 +53,13 @@ impl<D: Disk> LogStore<D> {
         })
     }
 
+    /// Whether the first this replica promised in the vote's term was to follow the vote's candidate.
+    pub(crate) fn promised_first(&self, vote: Vote) -> bool {
+        let state = self.journal.0.state.borrow();
+        let log = state.logs.get(&self.shard);
+        log.is_some_and(|log| log.promised_first(vote.leader_id.term, vote.leader_id.node_id))
+    }
+
     /// `Err` with what was promised to another leader.
     fn check_leader(&self, leader: LeaderId) -> Result<(), LeaderChanged<Types>> {
         let vote = self.vote();
@@ -180,7 +187,7 @@ impl<D: Disk> RaftLogStorage<Types> for LogStore<D> {
             let Some(log) = state.logs.get_mut(&shard) else {
                 return Err(retired(shard));
             };
-            log.vote = Some(vote);
+            log.promise(vote);
             let record = Owned::Other(Record::Vote { shard, vote });
             self.journal.push(&mut state, record, Some(Waiting::Vote(sender)));
         }

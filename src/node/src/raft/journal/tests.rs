@@ -442,3 +442,29 @@ mod conformance {
         with_driver(Rc::new(bench.clone()), || bench.run(suite)).unwrap();
     }
 }
+
+#[test]
+fn the_first_promise_in_a_term_is_the_one_that_counts_and_none_does_after_a_restart() {
+    let bench = Bench::new();
+    let disk = MemoryDisk::on(&bench);
+    bench.run(async {
+        let journal = Journal::open(bench.ambient(), disk.clone(), config()).await.unwrap();
+        let mut store = journal.shard(0, 1);
+        assert!(!store.promised_first(Vote::new(1, 2)));
+        store.save_vote(&Vote::new(1, 2)).await.unwrap();
+        store.save_vote(&Vote::new(1, 3)).await.unwrap();
+        assert!(store.promised_first(Vote::new(1, 2)) && !store.promised_first(Vote::new(1, 3)));
+        store.save_vote(&Vote::new(2, 3)).await.unwrap();
+        assert!(store.promised_first(Vote::new(2, 3)) && !store.promised_first(Vote::new(1, 2)));
+        journal.stop();
+    });
+    bench.run(async {
+        let journal = Journal::open(bench.ambient(), disk.clone(), config()).await.unwrap();
+        let mut store = journal.shard(0, 1);
+        assert_eq!(store.vote(), Some(Vote::new(2, 3)));
+        assert!(!store.promised_first(Vote::new(2, 3)));
+        store.save_vote(&Vote::new(3, 2)).await.unwrap();
+        assert!(store.promised_first(Vote::new(3, 2)));
+        journal.stop();
+    });
+}
