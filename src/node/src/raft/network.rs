@@ -3,9 +3,9 @@
 //! # What a commit costs
 //! openraft tells each follower of every commit in an append without entries, and waits for the answer. Where no entry follows at
 //! once, that would be half of all messages. The answer says nothing new: the follower has confirmed before that its log is the
-//! leader's up to there. So such an append becomes a message without an answer ([`kind::COMMIT`](wire::kind::COMMIT)) that leaves with whatever its node says
-//! next. One that is lost is made good by the next append or heartbeat, which name the commit too. openraft hears nothing of it: what
-//! it has not seen answered counts for no lease.
+//! leader's up to there. So such an append becomes a message without an answer ([`kind::COMMIT`]) that leaves with whatever its node
+//! says next. One that is lost is made good by the next append or heartbeat, which name the commit too. openraft hears nothing of it:
+//! what it has not seen answered counts for no lease.
 
 use std::cell::Cell;
 use std::fmt;
