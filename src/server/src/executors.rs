@@ -18,7 +18,7 @@ use crate::net::port::Port;
 pub const IO_MEMORY_BYTES: usize = 512 << 10;
 
 /// glommio's preemption timer: never, in effect. When it fires between two steps of the executor, that sleeps although a task is
-/// runnable; [`GlommioEnv`] visits the reactor on a clock of its own instead.
+/// runnable; [`GlommioEnv`] has the core look at its timers and files itself.
 const PREEMPT: Duration = Duration::from_hours(24);
 
 /// Why the executors could not be started, or how one ended.

@@ -59,7 +59,7 @@ impl RingDisk {
         Ok(self.root.join(path))
     }
 
-    /// As [`GlommioDisk::path`]; empty is the root.
+    /// As [`RingDisk::path`]; empty is the root.
     fn directory(&self, directory: &str) -> io::Result<PathBuf> {
         match directory {
             "" => Ok(self.root.to_path_buf()),

@@ -68,6 +68,15 @@ struct Held {
     paths: Vec<CString>,
 }
 
+impl Held {
+    fn of(file: &Rc<OwnedFd>) -> Self {
+        Self {
+            file: Some(Rc::clone(file)),
+            ..Self::default()
+        }
+    }
+}
+
 enum State {
     Waiting(Option<Waker>),
     Done(i32),
@@ -169,9 +178,8 @@ impl Ring {
         let (at, len) = (bytes.as_mut_ptr(), bytes.len() as u32);
         let entry = opcode::Read::new(types::Fd(file.as_raw_fd()), at, len).offset(offset);
         let held = Held {
-            file: Some(Rc::clone(file)),
             buffer,
-            ..Held::default()
+            ..Held::of(file)
         };
         let (count, held) = self.run(&entry.build(), held).await?;
         Ok((count.cast_unsigned() as usize, held.buffer))
@@ -183,9 +191,8 @@ impl Ring {
         let (at, len) = (bytes.as_ptr(), bytes.len() as u32);
         let entry = opcode::Write::new(types::Fd(file.as_raw_fd()), at, len).offset(offset);
         let held = Held {
-            file: Some(Rc::clone(file)),
             buffer,
-            ..Held::default()
+            ..Held::of(file)
         };
         let (count, held) = self.run(&entry.build(), held).await?;
         self.recycle(held.buffer);
@@ -200,21 +207,13 @@ impl Ring {
             types::FsyncFlags::empty()
         };
         let entry = opcode::Fsync::new(types::Fd(file.as_raw_fd())).flags(flags);
-        let held = Held {
-            file: Some(Rc::clone(file)),
-            ..Held::default()
-        };
-        self.run(&entry.build(), held).await.map(drop)
+        self.run(&entry.build(), Held::of(file)).await.map(drop)
     }
 
     /// Allocates the first `len` bytes of a file, and makes it that long.
     pub(super) async fn allocate(&self, file: &Rc<OwnedFd>, len: u64) -> io::Result<()> {
         let entry = opcode::Fallocate::new(types::Fd(file.as_raw_fd()), len);
-        let held = Held {
-            file: Some(Rc::clone(file)),
-            ..Held::default()
-        };
-        self.run(&entry.build(), held).await.map(drop)
+        self.run(&entry.build(), Held::of(file)).await.map(drop)
     }
 
     /// Opens a file; `flags` as of `open(2)`.
