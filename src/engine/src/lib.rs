@@ -13,7 +13,8 @@
 //!
 //! Around it stands what replication needs and what is just as pure: the codec of log entries ([`batch`]), client sessions
 //! ([`session`]), the whole replicated state that a replica applies its log to ([`machine`]), the format, recovery and
-//! bookkeeping of the journal that keeps the log ([`journal`]), and the container of snapshots ([`snapshot_file`]).
+//! bookkeeping of the journal that keeps the log ([`journal`]), and the container of snapshots ([`snapshot_file`]). And of the
+//! cluster as a whole, whose records are entries of such a shard: what they say and what follows from them ([`cluster`]).
 //!
 //! Not here: replication itself, disks, clocks.
 
@@ -39,6 +40,7 @@ mod store;
 mod version;
 
 pub mod batch;
+pub mod cluster;
 mod codec;
 pub mod journal;
 pub mod machine;
