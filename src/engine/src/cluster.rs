@@ -6,7 +6,7 @@
 //! planner on group 0's leader changes nothing but records.
 //!
 //! Every node keeps a copy of all records, a [`Cluster`], and computes from it alone what must be the same everywhere: routing's
-//! [`Cluster::epoch`] and who should lead what.
+//! [`Cluster::epoch`] and [`leaders`].
 //!
 //! # What holds
 //! - Everything here is a function of its arguments: the same records and the same observations give the same answer on every
@@ -17,7 +17,12 @@
 //!
 //! Not here: storing records, asking for them, observing nodes, changing a group's members.
 
+mod leaders;
+pub mod placement;
 pub mod records;
+mod rendezvous;
+mod shares;
 mod view;
 
+pub use leaders::{leaders, load_step};
 pub use view::{ApplyError, Changed, Cluster, DeltaError};

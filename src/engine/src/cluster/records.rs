@@ -14,7 +14,7 @@
 //! controller   u8 version, u8 cause, ids targets
 //! node/ID      u8 version, u8 state, u8 4 | 6, IPv4 (4 bytes) | IPv6 (16 bytes), u16 port, text zone, u16 cores,
 //!              u128 directory, u64 generation
-//! shard/N      u8 version, u32 epoch, u8 cause, u8 load, ids targets
+//! shard/N      u8 version, u32 epoch, u8 cause, u8 load, u64 home (0: none), ids targets
 //! ```
 //! What follows is of a later release that only added: it is kept as it is ([`Later`]) and written back, so that a node of this
 //! release that changes a record loses nothing of it. A change that old releases must not pass over takes a new version.
@@ -408,8 +408,10 @@ pub struct Shard {
     pub targets: Vec<u64>,
     /// Why the targets were changed last.
     pub cause: Cause,
-    /// How busy the shard is, in coarse steps.
+    /// How busy the shard is, in coarse steps; see [`load_step`](super::load_step).
     pub load: u8,
+    /// The node that leads it when all are fit, as last settled: what [`leaders`](super::leaders) changes as little as it can.
+    pub home: Option<u64>,
     /// Additions of later releases.
     pub later: Later,
 }
@@ -423,6 +425,7 @@ impl Shard {
             targets: ascending(targets),
             cause: Cause::Founded,
             load: 0,
+            home: None,
             later: Later::default(),
         }
     }
@@ -432,6 +435,10 @@ impl Shard {
         let mut out = vec![RECORD_VERSION];
         out.extend(self.epoch.to_le_bytes());
         out.extend([self.cause.code(), self.load]);
+        if self.home == Some(0) {
+            return wrong("home", "is node 0, which cannot be");
+        }
+        out.extend(self.home.unwrap_or(0).to_le_bytes());
         put_ids(&mut out, &self.targets)?;
         put_later(&mut out, &self.later)?;
         Ok(out)
@@ -445,6 +452,7 @@ impl Shard {
             epoch: fields.need("epoch", Reader::u32)?,
             cause: Cause::from_code(fields.need("cause", Reader::u8)?),
             load: fields.need("load", Reader::u8)?,
+            home: Some(fields.need("home", Reader::u64)?).filter(|home| *home != 0),
             targets: fields.ids()?,
             later: fields.later()?,
         })

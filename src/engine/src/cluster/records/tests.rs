@@ -67,13 +67,23 @@ pub(in crate::cluster) fn record() -> impl Strategy<Value = Record> {
             later,
         },
     );
-    let shard = (0..MAX_SHARDS, any::<u32>(), targets(), cause(), any::<u8>(), later());
-    let shard = shard.prop_map(|(number, epoch, targets, cause, load, later)| Shard {
+    let home = prop::option::of(1..=u64::MAX);
+    let shard = (
+        0..MAX_SHARDS,
+        any::<u32>(),
+        targets(),
+        cause(),
+        any::<u8>(),
+        home,
+        later(),
+    );
+    let shard = shard.prop_map(|(number, epoch, targets, cause, load, home, later)| Shard {
         number,
         epoch,
         targets,
         cause,
         load,
+        home,
         later,
     });
     let controller = (targets(), cause(), later());
@@ -174,12 +184,10 @@ fn bytes_are_as_the_header_says() {
         &1_u64.to_le_bytes(),
     ];
     assert_eq!(node.encode().unwrap(), expected.concat());
-    let shard = Shard::new(3, 9, [2, 1]);
-    let expected = [
-        &[1, 9, 0, 0, 0, 0, 0, 2][..],
-        &1_u64.to_le_bytes(),
-        &2_u64.to_le_bytes(),
-    ];
+    let mut shard = Shard::new(3, 9, [2, 1]);
+    shard.home = Some(2);
+    let [one, two] = [1_u64, 2].map(u64::to_le_bytes);
+    let expected = [&[1, 9, 0, 0, 0, 0, 0][..], &two, &[2], &one, &two];
     assert_eq!(shard.encode().unwrap(), expected.concat());
 }
 

@@ -1,0 +1,193 @@
+//! Who holds what, and how good that is.
+
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
+
+use crate::cluster::records::Node;
+use crate::cluster::rendezvous::score;
+use crate::cluster::shares::{Move, Share, Shares, fairer};
+
+/// The nodes that hold each shard.
+///
+/// Its **members** are the nodes that are to hold something; a target that is none of them is on its way out, and counts for nothing.
+#[derive(Debug, Clone)]
+pub(in crate::cluster) struct Layout<'a> {
+    /// Zones of the members.
+    zones: BTreeMap<u64, &'a str>,
+    /// Replicas wanted of each shard: the replication factor, or as many as there are members.
+    wanted: usize,
+    /// Most replicas of a shard in one zone.
+    zone_limit: usize,
+    targets: BTreeMap<u16, Vec<u64>>,
+    shares: Shares,
+}
+
+impl<'a> Layout<'a> {
+    /// A layout without shards.
+    pub(in crate::cluster) fn new(members: impl IntoIterator<Item = &'a Node>, replication: usize) -> Self {
+        let mut zones = BTreeMap::new();
+        let mut shares = Shares::new();
+        let mut sizes: BTreeMap<&str, usize> = BTreeMap::new();
+        for node in members {
+            let weight = u64::from(node.cores.max(1));
+            zones.insert(node.id, node.zone.as_str());
+            shares.insert(node.id, Share { count: 0, weight });
+            *sizes.entry(&node.zone).or_default() += 1;
+        }
+        let wanted = replication.min(zones.len());
+        let fits = |limit: usize| sizes.values().map(|size| limit.min(*size)).sum::<usize>() >= wanted;
+        let mut zone_limit = (replication / 2).max(1);
+        while !fits(zone_limit) {
+            zone_limit += 1;
+        }
+        Self {
+            zones,
+            wanted,
+            zone_limit,
+            targets: BTreeMap::new(),
+            shares,
+        }
+    }
+
+    /// Takes a shard as it is.
+    pub(in crate::cluster) fn set(&mut self, shard: u16, targets: &[u64]) {
+        for target in self.targets.insert(shard, targets.to_vec()).unwrap_or_default() {
+            if let Some(share) = self.shares.get_mut(&target) {
+                share.count -= 1;
+            }
+        }
+        for target in targets {
+            if let Some(share) = self.shares.get_mut(target) {
+                share.count += 1;
+            }
+        }
+    }
+
+    /// The targets of a shard, ascending.
+    pub(in crate::cluster) fn targets(&self, shard: u16) -> &[u64] {
+        self.targets.get(&shard).map_or(&[], Vec::as_slice)
+    }
+
+    /// Replicas wanted of each shard.
+    #[cfg(test)]
+    pub(in crate::cluster) fn wanted(&self) -> usize {
+        self.wanted
+    }
+
+    /// The share of a member.
+    #[cfg(test)]
+    pub(in crate::cluster) fn shares(&self) -> &Shares {
+        &self.shares
+    }
+
+    /// By how many replicas the targets break the rule of zones.
+    pub(in crate::cluster) fn excess(&self, targets: &[u64]) -> usize {
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for zone in targets.iter().filter_map(|target| self.zones.get(target)) {
+            *counts.entry(zone).or_default() += 1;
+        }
+        counts.values().map(|count| count.saturating_sub(self.zone_limit)).sum()
+    }
+
+    /// By how many replicas more they break it with `node`, a member: one or none.
+    pub(in crate::cluster) fn excess_of(&self, rest: &[u64], node: u64) -> usize {
+        usize::from(self.neighbours(rest, node) >= self.zone_limit)
+    }
+
+    /// How many of the targets are in the zone of `node`.
+    fn neighbours(&self, targets: &[u64], node: u64) -> usize {
+        let zone = self.zones.get(&node);
+        targets.iter().filter(|target| self.zones.get(target) == zone).count()
+    }
+
+    /// Draws a shard's targets by rendezvous, within the rule of zones.
+    pub(super) fn draw(&mut self, shard: u16) {
+        let mut ids: Vec<u64> = self.zones.keys().copied().collect();
+        ids.sort_by_key(|id| Reverse(score(shard, *id)));
+        self.fill(shard, ids);
+    }
+
+    /// Gives a shard the first members that the rule of zones allows.
+    pub(super) fn fill_in_order(&mut self, shard: u16) {
+        let ids = self.zones.keys().copied().collect();
+        self.fill(shard, ids);
+    }
+
+    fn fill(&mut self, shard: u16, ids: Vec<u64>) {
+        let mut targets = Vec::new();
+        for id in ids {
+            if targets.len() < self.wanted && self.neighbours(&targets, id) < self.zone_limit {
+                targets = with(&targets, id);
+            }
+        }
+        self.set(shard, &targets);
+    }
+
+    /// The fewest moves that make the shares fairer, of the shards and to the members that are allowed to; the first can be made first. `None` where
+    /// they are as fair as that and zones allow.
+    pub(in crate::cluster) fn fairer(
+        &self,
+        may_move: impl Fn(u16) -> bool,
+        may_take: impl Fn(u64) -> bool,
+    ) -> Option<Vec<Move>> {
+        let path = fairer(&self.shares, |from| {
+            let mut moves: BTreeMap<u64, Move> = BTreeMap::new();
+            for (shard, targets) in self.targets.iter().filter(|(shard, _)| may_move(**shard)) {
+                if !targets.contains(&from) {
+                    continue;
+                }
+                let rest = without(targets, from);
+                let slack = self.excess(targets) - self.excess(&rest);
+                for to in self.shares.keys().copied() {
+                    if targets.contains(&to) || !may_take(to) || self.excess_of(&rest, to) > slack {
+                        continue;
+                    }
+                    let found = Move {
+                        shard: *shard,
+                        from,
+                        to,
+                    };
+                    let best = moves.entry(to).or_insert(found);
+                    if score(*shard, to) > score(best.shard, to) {
+                        *best = found;
+                    }
+                }
+            }
+            moves.into_values().collect()
+        })?;
+        // A shard that is on the path twice may allow only one of the moves: then they are tried out.
+        let mut tried = self.clone();
+        for step in &path {
+            let targets = tried.targets(step.shard);
+            let after = with(&without(targets, step.from), step.to);
+            let is_sound = targets.contains(&step.from)
+                && !targets.contains(&step.to)
+                && tried.excess(&after) <= tried.excess(targets);
+            if !is_sound {
+                return None;
+            }
+            tried.relocate(*step);
+        }
+        Some(path)
+    }
+
+    /// Moves a replica.
+    pub(in crate::cluster) fn relocate(&mut self, step: Move) {
+        let targets = with(&without(self.targets(step.shard), step.from), step.to);
+        self.set(step.shard, &targets);
+    }
+}
+
+/// `targets` and `node`, ascending.
+pub(in crate::cluster) fn with(targets: &[u64], node: u64) -> Vec<u64> {
+    let mut targets = targets.to_vec();
+    if let Err(place) = targets.binary_search(&node) {
+        targets.insert(place, node);
+    }
+    targets
+}
+
+/// `targets` without `node`, ascending.
+pub(in crate::cluster) fn without(targets: &[u64], node: u64) -> Vec<u64> {
+    targets.iter().copied().filter(|target| *target != node).collect()
+}
