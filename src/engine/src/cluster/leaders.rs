@@ -9,10 +9,11 @@
 //! - The result is as fair as targets and fit nodes allow.
 //! - **A shard whose home is fit is led from home**, unless nothing else makes it fair: so when a node falls out its shards move, and
 //!   when it returns they return.
-//! - Where every node is to hold everything, the home of shard s is node s modulo their number, in the order of ids: founders take turns.
-//!   In larger clusters it is what the shard's record says ([`Shard::home`](super::records::Shard::home), which the planner has follow once all
-//!   is settled), so that a node that joins, or a replica that moves, moves few leaders; where it says nothing rendezvous draws it.
-//! - Busy shards ([`Shard::load`](super::records::Shard::load)) are spread by exchanging two homes where a node would have a quarter more than its part, which
+//! - Where every node is to hold everything, the home of shard s is node s modulo their number, in the order of ids: founders
+//!   take turns. In larger clusters it is what the shard's record says ([`Shard::home`], which the [`planner`](super::planner) has
+//!   follow once all is settled), so that a node that joins, or a replica that moves, moves few leaders; where it says nothing
+//!   rendezvous draws it.
+//! - Busy shards ([`Shard::load`]) are spread by exchanging two homes where a node would have a quarter more than its part, which
 //!   changes no counts. Load is a coarse step that [`load_step`] changes reluctantly: small changes move nothing.
 
 #[cfg(test)]
@@ -21,6 +22,8 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::records::NodeState;
+#[cfg(doc)]
+use super::records::Shard;
 use super::rendezvous::score;
 use super::shares::{Move, Share, Shares, fairer};
 use super::view::Cluster;

@@ -2,21 +2,21 @@
 //!
 //! # Rules, in order of weight
 //! 1. As many replicas as the replication factor says, or as there are nodes: with no more nodes than that, all hold everything.
-//! 2. **Zones**: at most half of a shard's replicas, rounded down, in one zone, so that no zone takes a majority with it; where zones are too
-//!    few or too small for that, as few in one as they allow. Nodes without a zone count as one zone.
+//! 2. **Zones**: at most half of a shard's replicas, rounded down, in one zone, so that no zone takes a majority with it; where
+//!    zones are too few or too small for that, as few in one as they allow. Nodes without a zone count as one zone.
 //! 3. **Fair shares**: replicas in proportion to cores, as even as the rules above allow (see [`shares`](super::shares)).
 //! 4. Where all that leaves a choice, rendezvous hashing makes it.
 //!
 //! A layout is changed from what it is, by as few replicas as make it fair: a node that joins takes its share from the others, and
 //! nothing moves between those.
 //!
-//! Not here: when to change anything (the planner).
+//! Not here: when to change anything ([`planner`](super::planner)).
 
 mod layout;
 #[cfg(test)]
 pub(super) mod tests;
 
-pub(super) use layout::Layout;
+pub(super) use layout::{Layout, with, without};
 
 use std::collections::BTreeMap;
 

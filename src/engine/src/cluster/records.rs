@@ -7,7 +7,8 @@
 //! ```
 //!
 //! # Values, version 1
-//! Numbers are little-endian; a *text* is u8 length, UTF-8; *ids* are u8 count, then u64 each, strictly ascending.
+//! Numbers are little-endian; a *text* is u8 length, UTF-8; *ids* are u8 count, then u64 each, not 0, strictly
+//! ascending.
 //! ```text
 //! config       u8 version, text name, u128 id, u16 shards, u8 replication, u64 replace_after_ms, u16 moves_per_node,
 //!              u16 moves_total
@@ -241,7 +242,7 @@ impl FromStr for NodeState {
 /// A node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
-    /// Its id, never another's; part of the key.
+    /// Its id, from 1, never another's; part of the key.
     pub id: u64,
     /// Where it listens, for nodes and clients. Flow and scope of an IPv6 address are not kept.
     pub addr: SocketAddr,
@@ -575,6 +576,9 @@ fn put_ids(out: &mut Vec<u8>, ids: &[u64]) -> Result<(), RecordError> {
 fn check_ids(ids: &[u64]) -> Result<(), RecordError> {
     if ids.len() > MAX_TARGETS {
         return wrong("targets", "names more than 10 nodes");
+    }
+    if ids.first() == Some(&0) {
+        return wrong("targets", "names node 0, which cannot be");
     }
     if !ids.is_sorted_by(|a, b| a < b) {
         return wrong("targets", "is not strictly ascending");

@@ -69,7 +69,6 @@ impl<'a> Layout<'a> {
     }
 
     /// Replicas wanted of each shard.
-    #[cfg(test)]
     pub(in crate::cluster) fn wanted(&self) -> usize {
         self.wanted
     }
@@ -100,6 +99,33 @@ impl<'a> Layout<'a> {
         targets.iter().filter(|target| self.zones.get(target) == zone).count()
     }
 
+    /// The member that `allowed` to take a replica of a shard, and best to hold it beside `rest`.
+    pub(in crate::cluster) fn best(&self, shard: u16, rest: &[u64], allowed: impl Fn(u64) -> bool) -> Option<u64> {
+        let candidates = self.shares.iter().filter(|(id, _)| !rest.contains(id) && allowed(**id));
+        let ranked = candidates.min_by(|(a, a_share), (b, b_share)| {
+            let excess = |id: u64| self.excess_of(rest, id);
+            let hard = excess(**a).cmp(&excess(**b)).then(a_share.cmp_taking(**b_share));
+            let soft = || self.neighbours(rest, **a).cmp(&self.neighbours(rest, **b));
+            hard.then_with(soft)
+                .then_with(|| score(shard, **b).cmp(&score(shard, **a)))
+        });
+        ranked.map(|(id, _)| *id)
+    }
+
+    /// The one of the targets that can best be spared: by zone, then by what its node holds.
+    pub(in crate::cluster) fn spare(&self, shard: u16, targets: &[u64], allowed: impl Fn(u64) -> bool) -> Option<u64> {
+        let candidates = targets.iter().copied().filter(|id| allowed(*id));
+        candidates.min_by(|a, b| {
+            let excess = |id: u64| self.excess(&without(targets, id));
+            let held = |id: &u64| self.shares.get(id).copied().unwrap_or(Share { count: 0, weight: 1 });
+            let crowded = |id: u64| Reverse(self.neighbours(targets, id));
+            let order = excess(*a).cmp(&excess(*b)).then(held(b).cmp_giving(held(a)));
+            order
+                .then(crowded(*a).cmp(&crowded(*b)))
+                .then_with(|| score(shard, *a).cmp(&score(shard, *b)))
+        })
+    }
+
     /// Draws a shard's targets by rendezvous, within the rule of zones.
     pub(super) fn draw(&mut self, shard: u16) {
         let mut ids: Vec<u64> = self.zones.keys().copied().collect();
@@ -123,8 +149,8 @@ impl<'a> Layout<'a> {
         self.set(shard, &targets);
     }
 
-    /// The fewest moves that make the shares fairer, of the shards and to the members that are allowed to; the first can be made first. `None` where
-    /// they are as fair as that and zones allow.
+    /// The fewest moves that make the shares fairer, of the shards and to the members that are allowed to; the first can be made
+    /// first. `None` where they are as fair as that and zones allow.
     pub(in crate::cluster) fn fairer(
         &self,
         may_move: impl Fn(u16) -> bool,

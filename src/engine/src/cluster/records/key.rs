@@ -11,7 +11,7 @@ pub enum RecordKey {
     Config,
     /// Group 0.
     Controller,
-    /// A node, by its id.
+    /// A node, by its id, from 1.
     Node(u64),
     /// A shard, by its number.
     Shard(u16),
@@ -54,7 +54,10 @@ pub fn parse_key(key: &[u8]) -> Result<RecordKey, KeyError> {
     }
     let (kind, number) = text.split_once('/').ok_or(KeyError::Unknown)?;
     match kind {
-        "node" => decimal(number).map(RecordKey::Node).ok_or(KeyError::Number("node")),
+        "node" => decimal(number)
+            .filter(|id| *id != 0)
+            .map(RecordKey::Node)
+            .ok_or(KeyError::Number("node")),
         "shard" => decimal(number)
             .and_then(|number| u16::try_from(number).ok())
             .filter(|number| *number < MAX_SHARDS)

@@ -10,7 +10,7 @@ fn later() -> impl Strategy<Value = Later> {
 }
 
 fn targets() -> impl Strategy<Value = Vec<u64>> {
-    btree_set(any::<u64>(), 0..=MAX_TARGETS).prop_map(|ids| ids.into_iter().collect())
+    btree_set(1..=u64::MAX, 0..=MAX_TARGETS).prop_map(|ids| ids.into_iter().collect())
 }
 
 fn addr() -> impl Strategy<Value = SocketAddr> {
@@ -47,7 +47,7 @@ pub(in crate::cluster) fn record() -> impl Strategy<Value = Record> {
         },
     );
     let node = (
-        (any::<u64>(), addr(), "\\PC{0,20}", 1..u16::MAX),
+        (1..=u64::MAX, addr(), "\\PC{0,20}", 1..u16::MAX),
         (
             any::<u128>(),
             any::<u64>(),
@@ -161,9 +161,15 @@ proptest! {
 
 #[test]
 fn keys_have_one_spelling() {
-    assert_eq!(parse_key(b"node/0"), Ok(RecordKey::Node(0)));
+    assert_eq!(parse_key(b"shard/0"), Ok(RecordKey::Shard(0)));
     assert_eq!(parse_key(b"node/18446744073709551615"), Ok(RecordKey::Node(u64::MAX)));
-    for key in [&b"node/01"[..], b"node/+1", b"node/", b"node/18446744073709551616"] {
+    for key in [
+        &b"node/01"[..],
+        b"node/0",
+        b"node/+1",
+        b"node/",
+        b"node/18446744073709551616",
+    ] {
         assert_eq!(parse_key(key), Err(KeyError::Number("node")));
     }
     for key in [&b"shard/16384"[..], b"shard/65537", b"shard/-1"] {
@@ -211,8 +217,10 @@ fn what_could_not_be_read_is_not_written() {
     ] {
         assert!(matches!(config(change), Err(RecordError::Field { .. })));
     }
-    let mut shard = Shard::new(0, 1, 0..20);
+    let mut shard = Shard::new(0, 1, 1..20);
     assert!(shard.encode().is_err(), "too many targets");
+    shard.targets = vec![0, 1];
+    assert!(shard.encode().is_err(), "node 0");
     shard.targets = vec![2, 1];
     assert!(shard.encode().is_err(), "not ascending");
 }

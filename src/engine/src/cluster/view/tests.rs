@@ -9,7 +9,7 @@ fn history() -> impl Strategy<Value = Vec<(Vec<u8>, Vec<u8>, u64)>> {
     let record = records::tests::record().prop_map(|mut record| {
         match &mut record {
             Record::Config(config) => config.id = 1,
-            Record::Node(node) => node.id %= 5,
+            Record::Node(node) => node.id = node.id % 5 + 1,
             Record::Shard(shard) => shard.number %= 5,
             Record::Controller(_) => {}
         }
