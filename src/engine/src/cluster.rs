@@ -21,6 +21,7 @@ mod leaders;
 mod observed;
 pub mod placement;
 pub mod planner;
+pub mod preflight;
 pub mod records;
 mod rendezvous;
 mod shares;

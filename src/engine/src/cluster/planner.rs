@@ -24,7 +24,7 @@
 mod change;
 mod rules;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

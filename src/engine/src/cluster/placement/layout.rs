@@ -73,6 +73,11 @@ impl<'a> Layout<'a> {
         self.wanted
     }
 
+    /// Most replicas of a shard in one zone.
+    pub(in crate::cluster) fn zone_limit(&self) -> usize {
+        self.zone_limit
+    }
+
     /// The share of a member.
     #[cfg(test)]
     pub(in crate::cluster) fn shares(&self) -> &Shares {

@@ -1,3 +1,3 @@
 mod cases;
 mod settling;
-mod world;
+pub(in crate::cluster) mod world;

@@ -11,29 +11,29 @@ use crate::cluster::records::{
 use crate::cluster::{Cluster, GroupSeen, NodeSeen, Observed, Step};
 
 /// Bytes of a replica.
-pub(super) const REPLICA_BYTES: u64 = 100;
+pub(in crate::cluster) const REPLICA_BYTES: u64 = 100;
 
 /// A node that answers, or how long it has not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Life {
+pub(in crate::cluster) enum Life {
     Alive,
     Dead { for_ms: u64 },
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct World {
-    pub(super) cluster: Cluster,
-    pub(super) lives: BTreeMap<u64, Life>,
+pub(in crate::cluster) struct World {
+    pub(in crate::cluster) cluster: Cluster,
+    pub(in crate::cluster) lives: BTreeMap<u64, Life>,
     /// The voters of each shard, and of group 0.
-    pub(super) voters: BTreeMap<RecordKey, BTreeSet<u64>>,
+    pub(in crate::cluster) voters: BTreeMap<RecordKey, BTreeSet<u64>>,
     /// Whether members are exchanged in one change; otherwise one is added, then one removed.
-    pub(super) swaps: bool,
-    pub(super) limit_bytes: u64,
-    pub(super) loads: BTreeMap<u16, u64>,
+    pub(in crate::cluster) swaps: bool,
+    pub(in crate::cluster) limit_bytes: u64,
+    pub(in crate::cluster) loads: BTreeMap<u16, u64>,
 }
 
 impl World {
-    pub(super) fn new(nodes: &[Node], shards: u16, replication: u8) -> Self {
+    pub(in crate::cluster) fn new(nodes: &[Node], shards: u16, replication: u8) -> Self {
         let mut cluster = Cluster::new();
         let config = Config::new("test", 1, shards, replication);
         let mut voters = BTreeMap::new();
@@ -58,50 +58,50 @@ impl World {
     }
 
     /// Nodes 1 to `count` with these zones, in turn.
-    pub(super) fn of(count: u64, zones: &[&str], shards: u16, replication: u8) -> Self {
+    pub(in crate::cluster) fn of(count: u64, zones: &[&str], shards: u16, replication: u8) -> Self {
         let zone = |id: u64| zones[(id - 1) as usize % zones.len()];
         let nodes: Vec<Node> = (1..=count).map(|id| node(id, zone(id), 1)).collect();
         Self::new(&nodes, shards, replication)
     }
 
-    pub(super) fn config(&self) -> &Config {
+    pub(in crate::cluster) fn config(&self) -> &Config {
         self.cluster.config().unwrap()
     }
 
-    pub(super) fn put(&mut self, record: &Record) {
+    pub(in crate::cluster) fn put(&mut self, record: &Record) {
         let version = self.cluster.version() + 1;
         let key = key_of(record.key());
         self.cluster.apply(&key, &record.encode().unwrap(), version).unwrap();
     }
 
-    pub(super) fn join(&mut self, zone: &str, cores: u16) -> u64 {
+    pub(in crate::cluster) fn join(&mut self, zone: &str, cores: u16) -> u64 {
         let id = self.cluster.nodes().map(|node| node.id).max().unwrap_or(0) + 1;
         self.put(&Record::Node(node(id, zone, cores)));
         self.lives.insert(id, Life::Alive);
         id
     }
 
-    pub(super) fn set_state(&mut self, id: u64, state: NodeState) {
+    pub(in crate::cluster) fn set_state(&mut self, id: u64, state: NodeState) {
         let mut node = self.cluster.node(id).unwrap().clone();
         node.state = state;
         self.put(&Record::Node(node));
     }
 
-    pub(super) fn set_config(&mut self, change: impl FnOnce(&mut Config)) {
+    pub(in crate::cluster) fn set_config(&mut self, change: impl FnOnce(&mut Config)) {
         let mut config = self.config().clone();
         change(&mut config);
         self.put(&Record::Config(config));
     }
 
-    pub(super) fn kill(&mut self, id: u64) {
+    pub(in crate::cluster) fn kill(&mut self, id: u64) {
         self.lives.insert(id, Life::Dead { for_ms: 0 });
     }
 
-    pub(super) fn revive(&mut self, id: u64) {
+    pub(in crate::cluster) fn revive(&mut self, id: u64) {
         self.lives.insert(id, Life::Alive);
     }
 
-    pub(super) fn pass(&mut self, ms: u64) {
+    pub(in crate::cluster) fn pass(&mut self, ms: u64) {
         for life in self.lives.values_mut() {
             if let Life::Dead { for_ms } = life {
                 *for_ms += ms;
@@ -109,7 +109,7 @@ impl World {
         }
     }
 
-    pub(super) fn is_alive(&self, id: u64) -> bool {
+    pub(in crate::cluster) fn is_alive(&self, id: u64) -> bool {
         self.lives.get(&id) == Some(&Life::Alive)
     }
 
@@ -118,7 +118,7 @@ impl World {
         alive.len() > dead.len()
     }
 
-    pub(super) fn targets(&self, key: RecordKey) -> &[u64] {
+    pub(in crate::cluster) fn targets(&self, key: RecordKey) -> &[u64] {
         match key {
             RecordKey::Controller => &self.cluster.controller().unwrap().targets,
             RecordKey::Shard(number) => &self.cluster.shard(number).unwrap().targets,
@@ -126,7 +126,7 @@ impl World {
         }
     }
 
-    pub(super) fn used(&self, id: u64) -> u64 {
+    pub(in crate::cluster) fn used(&self, id: u64) -> u64 {
         let held = self
             .voters
             .iter()
@@ -160,7 +160,7 @@ impl World {
         }
     }
 
-    pub(super) fn observe(&self) -> Observed {
+    pub(in crate::cluster) fn observe(&self) -> Observed {
         let nodes = self.lives.iter().map(|(id, life)| {
             let dead_for_ms = match life {
                 Life::Alive => 0,
@@ -184,7 +184,7 @@ impl World {
     }
 
     /// Plans, checks and applies; the plan.
-    pub(super) fn reconcile(&mut self) -> Plan {
+    pub(in crate::cluster) fn reconcile(&mut self) -> Plan {
         let plan = plan(&self.cluster, &self.observe());
         let keys: BTreeSet<&[u8]> = plan.steps.iter().map(|step| step.key.as_slice()).collect();
         assert_eq!(keys.len(), plan.steps.len(), "one step a record");
@@ -280,7 +280,7 @@ impl World {
     }
 
     /// One member of a group on its way to the targets, if the group has a leader.
-    pub(super) fn converge(&mut self, key: RecordKey) {
+    pub(in crate::cluster) fn converge(&mut self, key: RecordKey) {
         let targets = self.targets(key).to_vec();
         let voters = self.voters[&key].clone();
         if !self.has_majority(&voters) {
@@ -307,12 +307,12 @@ impl World {
         }
     }
 
-    pub(super) fn groups(&self) -> Vec<RecordKey> {
+    pub(in crate::cluster) fn groups(&self) -> Vec<RecordKey> {
         self.voters.keys().copied().collect()
     }
 
     /// Until nothing happens any more; how many plans that took.
-    pub(super) fn settle(&mut self) -> usize {
+    pub(in crate::cluster) fn settle(&mut self) -> usize {
         for round in 0..2000 {
             let before = self.voters.clone();
             let plan = self.reconcile();
@@ -326,7 +326,7 @@ impl World {
         panic!("it does not settle: {:#?}", self.reconcile());
     }
 
-    pub(super) fn layout(&self) -> Layout<'_> {
+    pub(in crate::cluster) fn layout(&self) -> Layout<'_> {
         let members = self.cluster.nodes().filter(|node| node.state.keeps_replicas());
         let mut layout = Layout::new(members, usize::from(self.config().replication));
         for shard in self.cluster.shards() {
@@ -336,7 +336,7 @@ impl World {
     }
 
     /// With every node alive and up or gone, everything is as it should be.
-    pub(super) fn check_settled(&self) {
+    pub(in crate::cluster) fn check_settled(&self) {
         let plan = plan(&self.cluster, &self.observe());
         assert_eq!((&plan.steps, &plan.stuck), (&Vec::new(), &Vec::new()));
         assert_eq!(plan.progress.settled, usize::from(self.config().shards));
