@@ -182,7 +182,8 @@ impl Config {
 pub enum NodeState {
     /// Holds replicas and leads shards.
     Up,
-    /// Leads nothing and is given nothing, but keeps its replicas: before maintenance.
+    /// Leads nothing and is given nothing, but keeps its replicas: before maintenance. Where that takes longer than
+    /// [`Config::replace_after_ms`] they are made anew elsewhere all the same.
     Draining,
     /// Its replicas are to move away; then it is [`NodeState::Gone`].
     Leaving,

@@ -8,13 +8,15 @@
 //!    5  u8×3  reserved, 0
 //!    8  u64   since: every record with a version above it is here; 0 where all are
 //!   16  u32   number of records
-//!   20  the records, by ascending version:
+//!   20  the records, each once, by ascending version:
 //!        0  u64  version
 //!        8  u32  length of the value
 //!       12  u8   length of the key
 //!       13  key, value
 //!    …  u32   CRC-32C of everything before
 //! ```
+
+use std::collections::BTreeSet;
 
 use super::{ApplyError, Changed, Cluster, MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use crate::cluster::records::RecordKey;
@@ -41,7 +43,7 @@ pub enum DeltaError {
     /// Flipped bits, or torn.
     #[error("records with a wrong checksum")]
     Checksum,
-    /// The lengths in it do not add up, or versions do not ascend.
+    /// The lengths in it do not add up, versions do not ascend, or a record is there twice.
     #[error("malformed records")]
     Structure,
     /// Records between what is here and what came are missing.
@@ -143,6 +145,7 @@ fn fields(body: &[u8]) -> Option<(u64, Vec<RawRecord<'_>>)> {
     let since = rest.u64()?;
     let count = rest.u32()?;
     let mut records = Vec::new();
+    let mut keys = BTreeSet::new();
     let mut last = since;
     for _ in 0..count {
         let version = rest.u64()?;
@@ -152,7 +155,11 @@ fn fields(body: &[u8]) -> Option<(u64, Vec<RawRecord<'_>>)> {
             return None;
         }
         last = version;
-        records.push((rest.take(key_len)?, rest.take(value_len)?, version));
+        let key = rest.take(key_len)?;
+        if !keys.insert(key) {
+            return None;
+        }
+        records.push((key, rest.take(value_len)?, version));
     }
     (rest.remaining() == 0).then_some((since, records))
 }

@@ -19,6 +19,11 @@ enum Event {
     Drain(prop::sample::Index),
     Undrain(prop::sample::Index),
     Replication(u8),
+    /// A shard is busier, or less so.
+    Load {
+        shard: u16,
+        rate: u64,
+    },
     /// Time passes and plans are made; of the groups under way those whose bit is set get one member further each time.
     Pass {
         rounds: usize,
@@ -37,6 +42,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any().prop_map(Event::Drain),
         1 => any().prop_map(Event::Undrain),
         1 => prop::sample::select(&REPLICATION_FACTORS[..]).prop_map(Event::Replication),
+        2 => (0..14_u16, 0..1_000_000_u64).prop_map(|(shard, rate)| Event::Load { shard, rate }),
         8 => (1..6_usize, 0..70_000_u64, proptest::num::u64::ANY).prop_map(|(rounds, ms, groups)| Event::Pass { rounds, ms, groups }),
     ]
 }
@@ -110,6 +116,9 @@ fn happen(world: &mut World, shape: &Shape, event: &Event) {
             if leaving.is_empty() || !grows {
                 world.set_config(|config| config.replication = *factor);
             }
+        }
+        Event::Load { shard, rate } => {
+            world.loads.insert(*shard, *rate);
         }
         Event::Pass { rounds, ms, groups } => {
             for round in 0..*rounds {
