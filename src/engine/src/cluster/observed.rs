@@ -32,6 +32,9 @@ pub struct NodeSeen {
 }
 
 /// What is seen of a group, as its leader has reported it lately. Replicas are named by their nodes.
+///
+/// A report should have been made with the group's record in its present version: one that is older can look settled while the leader
+/// carries out what the record said before. Nothing is lost by that, but two changes can meet.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GroupSeen {
     /// The node that leads, if one has reported.

@@ -19,7 +19,7 @@ pub(super) enum Need {
     },
     /// There are fewer replicas than there could be.
     FillUp,
-    /// This node is to hold nothing.
+    /// This node is to hold nothing, and another is to take its replica.
     Leaving(u64),
     /// Too many replicas are in one zone.
     Zones,
@@ -122,6 +122,10 @@ impl<'a> Rules<'a> {
     /// What a settled group needs most.
     pub(super) fn need(&self, group: &Group<'_>, report: &GroupSeen) -> Option<Need> {
         let targets = group.targets;
+        // Nothing is copied for a group that has too many.
+        if targets.len() > self.size {
+            return Some(Need::Surplus);
+        }
         // One that is lost and unconfirmed does not hide one that is confirmed.
         let lost = || {
             targets
@@ -134,14 +138,10 @@ impl<'a> Rules<'a> {
         if let Some(node) = confirmed {
             return Some(Need::Lost { alive, node });
         }
-        let leaving = targets.iter().copied().find(|target| self.is_leaving(*target));
-        if targets.len() > self.size {
-            return Some(leaving.map_or(Need::Surplus, Need::Leaving));
-        }
         if targets.len() < self.layout.wanted() {
             return Some(Need::FillUp);
         }
-        if let Some(node) = leaving {
+        if let Some(node) = targets.iter().copied().find(|target| self.is_leaving(*target)) {
             return Some(Need::Leaving(node));
         }
         if let Some(node) = lost().next() {
@@ -175,20 +175,25 @@ impl<'a> Rules<'a> {
                 Change::replace(targets, node, joining, Cause::Dead)
             }
             Need::FillUp => Change::add(targets, best(targets, None)?),
-            // No more than are wanted without it.
-            Need::Leaving(node) if targets.len() > self.size => Change::remove(targets, node, Cause::Leaving),
             Need::Leaving(node) => {
                 let joining = best(&without(targets, node), Some(node))?;
                 Change::replace(targets, node, joining, Cause::Leaving)
             }
             Need::Zones => return self.repair(group, may_take),
             Need::Surplus => {
-                let dead = self
-                    .layout
-                    .spare(group.number, targets, |node| !self.seen.is_alive(node));
-                let spare = dead.or_else(|| self.layout.spare(group.number, targets, |_| true));
-                let spare = spare.ok_or(Reason::NoCandidate { of: None })?;
-                Change::remove(targets, spare, Cause::Surplus)
+                let spare = |among: &dyn Fn(u64) -> bool| self.layout.spare(group.number, targets, among);
+                // The dead first, so that the others keep their majority.
+                let dead = spare(&|node| !self.seen.is_alive(node));
+                let node = dead
+                    .or_else(|| spare(&|node| self.is_leaving(node)))
+                    .or_else(|| spare(&|_| true));
+                let node = node.ok_or(Reason::NoCandidate { of: None })?;
+                let cause = if self.is_leaving(node) {
+                    Cause::Leaving
+                } else {
+                    Cause::Surplus
+                };
+                Change::remove(targets, node, cause)
             }
         };
         self.check(group, change)

@@ -207,6 +207,27 @@ fn the_replication_factor_can_be_changed() {
 }
 
 #[test]
+fn of_too_many_replicas_the_dead_go_first_and_none_is_made_anew() {
+    let mut world = World::of(6, &[""], 6, 5);
+    world.settle();
+    let targets = world.targets(RecordKey::Shard(0)).to_vec();
+    world.kill(targets[0]);
+    world.kill(targets[1]);
+    world.set_state(targets[2], NodeState::Leaving);
+    world.set_config(|config| config.replication = 3);
+    world.pass(500_000);
+    world.reconcile();
+    assert_eq!(world.targets(RecordKey::Shard(0)).len(), 4);
+    assert!(
+        world.targets(RecordKey::Shard(0)).contains(&targets[2]),
+        "with it there is a majority still"
+    );
+    world.settle();
+    let now = world.targets(RecordKey::Shard(0));
+    assert!(now.len() == 3 && now.iter().all(|id| world.is_alive(*id)), "{now:?}");
+}
+
+#[test]
 fn a_lost_newcomer_gives_its_place_to_another() {
     let mut world = World::of(5, &[""], 1, 3);
     world.set_config(|config| {
