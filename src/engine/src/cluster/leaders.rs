@@ -177,8 +177,9 @@ impl<'a> Assignment<'a> {
 
     /// Makes it fair by moving the shards that `may_move`, as few as that takes.
     fn make_fair(&mut self, may_move: impl Fn(u16) -> bool) {
+        let nodes: Vec<u64> = self.shares.keys().copied().collect();
         loop {
-            let path = fairer(&self.shares, |node| {
+            let path = fairer(&self.shares, &nodes, |node| {
                 let mut moves: BTreeMap<u64, Move> = BTreeMap::new();
                 for shard in self.led[&node].iter().copied().filter(|shard| may_move(*shard)) {
                     for to in self.options[usize::from(shard)]

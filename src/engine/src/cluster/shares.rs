@@ -51,9 +51,10 @@ pub(super) struct Move {
 /// The shortest path that makes `shares` fairer, from the node that has most too much; its last move first, so that no node holds
 /// more than before at any time but the one at the end.
 ///
-/// `moves` lists where things of a node can go, at most one move for each other node.
-pub(super) fn fairer(shares: &Shares, mut moves: impl FnMut(u64) -> Vec<Move>) -> Option<Vec<Move>> {
-    let neediest = shares.values().copied().min_by(|a, b| a.cmp_taking(*b))?;
+/// Only `takers` are given anything; `moves` lists where things of a node can go, at most one move for each of them.
+pub(super) fn fairer(shares: &Shares, takers: &[u64], mut moves: impl FnMut(u64) -> Vec<Move>) -> Option<Vec<Move>> {
+    let takers = takers.iter().filter_map(|taker| shares.get(taker).copied());
+    let neediest = takers.min_by(|a, b| a.cmp_taking(*b))?;
     let mut givers: Vec<(u64, Share)> = shares.iter().map(|(node, share)| (*node, *share)).collect();
     givers.retain(|(_, share)| share.should_give_to(neediest));
     givers.sort_by(|a, b| b.1.cmp_giving(a.1).then(a.0.cmp(&b.0)));

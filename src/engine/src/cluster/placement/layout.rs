@@ -86,11 +86,12 @@ impl<'a> Layout<'a> {
 
     /// By how many replicas the targets break the rule of zones.
     pub(in crate::cluster) fn excess(&self, targets: &[u64]) -> usize {
-        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-        for zone in targets.iter().filter_map(|target| self.zones.get(target)) {
-            *counts.entry(zone).or_default() += 1;
-        }
-        counts.values().map(|count| count.saturating_sub(self.zone_limit)).sum()
+        let zones = targets.iter().filter_map(|target| self.zones.get(target));
+        let over = zones.clone().enumerate().filter(|(place, zone)| {
+            let before = zones.clone().take(*place).filter(|other| other == zone);
+            before.count() >= self.zone_limit
+        });
+        over.count()
     }
 
     /// By how many replicas more they break it with `node`, a member: one or none.
@@ -161,16 +162,34 @@ impl<'a> Layout<'a> {
         may_move: impl Fn(u16) -> bool,
         may_take: impl Fn(u64) -> bool,
     ) -> Option<Vec<Move>> {
-        let path = fairer(&self.shares, |from| {
+        let takers: Vec<u64> = self.shares.keys().copied().filter(|id| may_take(*id)).collect();
+        // This is asked of every shard and taker: zones by number, and counted once a shard.
+        let mut names: Vec<&str> = self.zones.values().copied().collect();
+        names.sort_unstable();
+        names.dedup();
+        let zone_of = |zone: &str| {
+            names
+                .binary_search(&zone)
+                .expect("invariant: all zones are among their names")
+        };
+        let zones: BTreeMap<u64, usize> = self.zones.iter().map(|(id, zone)| (*id, zone_of(zone))).collect();
+        let path = fairer(&self.shares, &takers, |from| {
             let mut moves: BTreeMap<u64, Move> = BTreeMap::new();
-            for (shard, targets) in self.targets.iter().filter(|(shard, _)| may_move(**shard)) {
-                if !targets.contains(&from) {
+            let mut counts = vec![0; names.len()];
+            for (shard, targets) in &self.targets {
+                if !targets.contains(&from) || !may_move(*shard) {
                     continue;
                 }
-                let rest = without(targets, from);
-                let slack = self.excess(targets) - self.excess(&rest);
-                for to in self.shares.keys().copied() {
-                    if targets.contains(&to) || !may_take(to) || self.excess_of(&rest, to) > slack {
+                counts.fill(0);
+                for target in targets.iter().filter(|target| **target != from) {
+                    if let Some(zone) = zones.get(target) {
+                        counts[*zone] += 1;
+                    }
+                }
+                let is_full = |id: u64| counts[zones[&id]] >= self.zone_limit;
+                let was_full = is_full(from);
+                for to in takers.iter().copied() {
+                    if targets.contains(&to) || (is_full(to) && !was_full) {
                         continue;
                     }
                     let found = Move {
