@@ -2,7 +2,8 @@
 //!
 //! Three things bound retries: the request's deadline, what is known of its effect (in doubt is final, unless the write belongs
 //! to a session), and a budget that all requests of a client share, so that retries cannot multiply the load on a cluster that
-//! is already failing. The budget is a token bucket fed by requests, not by time (Finagle's `RetryBudget`, gRPC's retry
+//! is already failing. An attempt that found no connection has sent nothing and costs nothing of it: the pause between connection
+//! attempts bounds those. The budget is a token bucket fed by requests, not by time (Finagle's `RetryBudget`, gRPC's retry
 //! throttling, proposal A6).
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -94,7 +95,11 @@ pub struct Attempts {
     deadline: Duration,
     /// Whether a retry of what is in doubt is deduplicated by the cluster.
     in_session: bool,
-    retries: u32,
+    /// Attempts after the first.
+    made: u32,
+    /// Those of them that waited.
+    paced: u32,
+    /// Those that followed a redirect, as far as they count.
     redirects: u32,
 }
 
@@ -107,7 +112,8 @@ impl Attempts {
         Self {
             deadline,
             in_session,
-            retries: 0,
+            made: 0,
+            paced: 0,
             redirects: 0,
         }
     }
@@ -119,7 +125,7 @@ impl Attempts {
 
     /// How many attempts were made after the first.
     pub const fn retries(&self) -> u32 {
-        self.retries + self.redirects
+        self.made
     }
 
     /// An attempt failed with `error`. Says how long to wait before the next one, or `None` when the error is final.
@@ -140,15 +146,23 @@ impl Attempts {
         }
         if redirected && self.redirects < FREE_REDIRECTS {
             self.redirects += 1;
+            self.made += 1;
             return Some(Duration::ZERO);
         }
-        let backoff = jittered(backoff(policy, self.retries), random);
+        let backoff = jittered(backoff(policy, self.paced), random);
         // The node's advice is a floor, and the jitter on top of it keeps the refused from coming back all at once.
         let delay = error.retry_after().map_or(backoff, |floor| floor + backoff);
-        if now + delay >= self.deadline || !budget.withdraw() {
+        if now + delay >= self.deadline {
             return None;
         }
-        self.retries += 1;
+        if matches!(error, Error::NotSent(NotSent::Connect(_))) {
+            // A redirect that could not be followed has closed no circle.
+            self.redirects = self.redirects.saturating_sub(1);
+        } else if !budget.withdraw() {
+            return None;
+        }
+        self.paced += 1;
+        self.made += 1;
         Some(delay)
     }
 
@@ -219,7 +233,7 @@ pub fn jittered(delay: Duration, random: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::error::{InDoubt, Rejected};
+    use crate::core::error::{ConnectError, InDoubt, Rejected};
 
     const NOW: Duration = Duration::from_secs(100);
     const DEADLINE: Duration = Duration::from_secs(101);
@@ -319,6 +333,46 @@ mod tests {
             attempts.after(&moved, true, NOW, &policy, &budget, 7),
             None,
             "the budget is spent"
+        );
+    }
+
+    #[test]
+    fn what_found_no_connection_costs_nothing_of_the_budget() {
+        let policy = RetryPolicy {
+            budget_capacity: 1,
+            budget_percent: 0,
+            ..RetryPolicy::default()
+        };
+        let budget = Budget::new(&policy);
+        let mut attempts = Attempts::new(DEADLINE, false);
+        let unreachable = |transient| {
+            let peer = String::new();
+            Error::from(if transient {
+                ConnectError::NoAnswer {
+                    peer,
+                    after: Duration::ZERO,
+                }
+            } else {
+                ConnectError::ServerCertificate {
+                    peer,
+                    reason: String::new(),
+                }
+            })
+        };
+        let mut waited = Duration::ZERO;
+        while let Some(delay) = attempts.after(&unreachable(true), false, NOW + waited, &policy, &budget, 7) {
+            assert!(delay > Duration::ZERO, "it never spins");
+            waited += delay;
+        }
+        assert!(
+            waited > Duration::from_millis(400),
+            "only the deadline ends it: {waited:?}"
+        );
+        assert_eq!(budget.left(), 1);
+        let mut attempts = Attempts::new(DEADLINE, false);
+        assert_eq!(
+            attempts.after(&unreachable(false), false, NOW, &policy, &budget, 7),
+            None
         );
     }
 

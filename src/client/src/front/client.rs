@@ -199,7 +199,7 @@ impl Client {
 
     /// The cluster's map, asked of a node now. The client routes by it from here on.
     pub async fn map(&self) -> Result<Map, Error> {
-        self.inner.refresh().await?;
+        self.inner.refresh(None).await?;
         Ok(self.inner.current_map())
     }
 

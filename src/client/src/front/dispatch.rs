@@ -1,30 +1,27 @@
 //! A request's way: route, send, and, where that is safe, again.
 
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use generation_proto::reply::ReplyError;
 use generation_proto::{Class, Frame, Map, Operation, Reply, Request, RequestOptions, Status};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
 use super::connection::{Connection, LARGE_REQUEST_BYTES, Loss};
+use super::maps::map_from_seeds;
 use super::pool::{Key, Pool};
 use super::tls::Identity;
 use crate::core::consistency::Consistency;
 use crate::core::error::{ConnectError, Error, InDoubt, NotSent, Refusal, Rejected};
+use crate::core::refresh::{Reason, Refresh};
 use crate::core::reply::Meta;
 use crate::core::retry::{Attempts, Budget, RetryPolicy};
 use crate::core::routing::{Routes, Target};
 use crate::core::session::SessionToken;
 
-/// Between the attempts at two seeds, so that the first to be named is used when it is well.
-const SEED_STAGGER: Duration = Duration::from_millis(150);
 /// The part of the time left that a node is not told of, so that its answer arrives before this side gives up.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(100);
 /// Values shorter than this are copied out of the receive buffer, which they would otherwise keep alive whole.
@@ -48,10 +45,12 @@ pub(crate) struct Inner {
     pub(super) pool: Arc<Pool>,
     pub(super) routes: RwLock<Routes>,
     /// What was seen of each shard, as (epoch, index).
-    seen: Mutex<Vec<(u32, u64)>>,
+    pub(super) seen: Mutex<Vec<(u32, u64)>>,
     pub(super) budget: Budget,
     random: Arc<AtomicU64>,
-    refreshing: AtomicBool,
+    pub(super) refresh: Mutex<Refresh>,
+    /// What times are counted from.
+    origin: Instant,
 }
 
 /// Whom a request is for.
@@ -167,8 +166,14 @@ impl Inner {
             routes: RwLock::new(routes),
             seen,
             random,
-            refreshing: AtomicBool::new(false),
+            refresh: Mutex::default(),
+            origin: Instant::now(),
         }))
+    }
+
+    /// The time, as the core counts it.
+    pub(super) fn now(&self) -> Duration {
+        self.origin.elapsed()
     }
 
     pub(crate) fn cluster(&self) -> &str {
@@ -199,7 +204,7 @@ impl Inner {
         self.routes.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_routes(&self) -> std::sync::RwLockWriteGuard<'_, Routes> {
+    pub(super) fn write_routes(&self) -> std::sync::RwLockWriteGuard<'_, Routes> {
         self.routes.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -260,6 +265,8 @@ impl Inner {
         let start = Instant::now();
         let deadline = start + allowed;
         let mut attempts = Attempts::new(allowed, false);
+        // Why the node that others name as the leader could not be asked.
+        let mut unreachable = None;
         self.budget.deposit();
         loop {
             if let (To::Shard(shard), Some(consistency)) = (to, consistency) {
@@ -287,9 +294,12 @@ impl Inner {
                 self.random(),
             );
             let Some(delay) = delay else {
-                return Err(failure.error);
+                return Err(explained(failure.error, unreachable));
             };
             tracing::debug!(error = %failure.error, ?delay, "trying again");
+            if matches!(failure.error, Error::NotSent(NotSent::Connect(_))) {
+                unreachable = Some(failure.error);
+            }
             if !delay.is_zero() {
                 Box::pin(sleep(delay)).await;
             }
@@ -350,7 +360,7 @@ impl Inner {
         let connection = match connection {
             Ok(connection) => connection,
             Err(error) => {
-                self.silent(to, target);
+                self.unreachable(target);
                 return Err(error.into());
             }
         };
@@ -371,7 +381,12 @@ impl Inner {
         match frame {
             Ok(frame) => self.read(to, target, key, &operation, connection, frame, allowed),
             Err(loss) => {
-                self.silent(to, target);
+                match loss {
+                    // It waited for a place in this client; the node does not know of it.
+                    Loss::TimedOut { queued: false } => {}
+                    Loss::TimedOut { queued: true } => self.silent(to, target),
+                    Loss::NotExecuted(_) | Loss::Lost(_) => self.unreachable(target),
+                }
                 Err(lost(loss, &connection.peer.addr, is_write, allowed).into())
             }
         }
@@ -397,15 +412,21 @@ impl Inner {
         if reply.opcode != opcode.code() && !is_refusal {
             return Err(protocol_error(peer, is_write, "the reply is to another operation").into());
         }
-        if reply.meta.map_epoch > self.read_routes().epoch() {
-            self.refresh_soon();
-        }
+        let shard_epoch = {
+            let routes = self.read_routes();
+            let known = routes.epoch();
+            let shard_epoch = routes.shard_epoch(reply.meta.shard);
+            drop(routes);
+            if reply.meta.map_epoch > known {
+                self.refresh_soon(Reason::Epoch(reply.meta.map_epoch), Some(key));
+            }
+            shard_epoch
+        };
         let found = match Status::class_of_code(reply.meta.status) {
             Class::Ok => true,
             Class::Answer if reply.meta.status() == Some(Status::NotFound) => false,
             _ => return Err(self.refused(to, target, key, &connection, &reply, is_write, allowed)),
         };
-        let shard_epoch = self.read_routes().shard_epoch(reply.meta.shard);
         if let To::Shard(_) = to {
             self.observe(reply.meta.shard, shard_epoch, reply.meta.index);
         }
@@ -469,7 +490,7 @@ impl Inner {
             }
             (Some(Status::ShuttingDown), _) => {
                 self.pool.retire(key, connection);
-                self.silent(to, target);
+                self.unreachable(target);
             }
             _ => {}
         }
@@ -487,93 +508,23 @@ impl Inner {
             redirected
         };
         if !redirected {
-            self.refresh_soon();
+            self.refresh_soon(Reason::Leader, None);
         }
         redirected
     }
 
-    /// A node did not answer: ask another, and whether the map has changed.
+    /// A node did not answer a request: ask another, and whether the map has changed.
     pub(crate) fn silent(self: &Arc<Self>, to: To, target: Target) {
         if let To::Shard(shard) = to {
             self.write_routes().suspect(shard, target.node);
         }
-        self.refresh_soon();
+        self.refresh_soon(Reason::Leader, None);
     }
 
-    /// Fetches the map in the background, unless somebody does already.
-    pub(crate) fn refresh_soon(self: &Arc<Self>) {
-        if self.refreshing.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let inner = self.clone();
-        tokio::spawn(async move {
-            if let Err(error) = inner.refresh().await {
-                tracing::debug!(%error, "the map could not be refreshed");
-            }
-            inner.refreshing.store(false, Ordering::Release);
-        });
-    }
-
-    /// Fetches the map from whichever node answers first: the ones connected, then those of the map, then the seeds.
-    pub(crate) async fn refresh(self: &Arc<Self>) -> Result<(), Error> {
-        let mut last = None;
-        let mut nodes: Vec<(Key, u64)> = {
-            let routes = self.read_routes();
-            let key = |addr| Key { addr, core: 0 };
-            routes
-                .map()
-                .nodes
-                .iter()
-                .map(|node| (key(node.addr), node.id))
-                .collect()
-        };
-        if !nodes.is_empty() {
-            let first = self.random() as usize % nodes.len();
-            nodes.rotate_left(first);
-        }
-        let wait = self.settings.connect_timeout;
-        if let Some(connection) = self.pool.any_open() {
-            match fetch_map(&connection, wait).await {
-                Ok(map) => return self.install(map),
-                Err(error) => last = Some(error),
-            }
-        }
-        for (key, node) in nodes {
-            let asked = async {
-                let connection = self.pool.get(key, Some(node), Instant::now() + wait).await?;
-                fetch_map(&connection, wait).await
-            };
-            match asked.await {
-                Ok(map) => return self.install(map),
-                Err(error) => last = Some(error),
-            }
-        }
-        match map_from_seeds(&self.pool, &self.settings).await {
-            Ok(map) => self.install(map),
-            Err(error) => Err(last.unwrap_or_else(|| error.into())),
-        }
-    }
-
-    fn install(&self, map: Map) -> Result<(), Error> {
-        let epoch = map.epoch;
-        let mut routes = self.write_routes();
-        let installed = routes.install(map).map_err(|error| NotSent::Protocol {
-            peer: self.settings.cluster.clone(),
-            reason: error.to_string(),
-        })?;
-        let shards = usize::from(routes.shards());
-        let addresses: Vec<SocketAddr> = routes.map().nodes.iter().map(|node| node.addr).collect();
-        drop(routes);
-        tracing::debug!(epoch, ?installed, "map");
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.len() < shards {
-            seen.resize(shards, (0, 0));
-        }
-        drop(seen);
-        if !addresses.is_empty() {
-            self.pool.prune(|addr| addresses.contains(&addr));
-        }
-        Ok(())
+    /// A node cannot be reached: ask others about everything it leads, so that not every shard has to find out by itself.
+    pub(crate) fn unreachable(self: &Arc<Self>, target: Target) {
+        self.write_routes().suspect_node(target.node);
+        self.refresh_soon(Reason::Leader, None);
     }
 }
 
@@ -581,84 +532,6 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.pool.close();
     }
-}
-
-async fn map_from_seeds(pool: &Arc<Pool>, settings: &Settings) -> Result<Map, ConnectError> {
-    let mut attempts: FuturesUnordered<_> = settings
-        .seeds
-        .iter()
-        .enumerate()
-        .map(|(n, seed)| async move {
-            sleep(SEED_STAGGER * n as u32).await;
-            map_from_seed(pool, seed, settings.connect_timeout).await
-        })
-        .collect();
-    let mut errors = Vec::new();
-    while let Some(result) = attempts.next().await {
-        match result {
-            Ok(map) => return Ok(map),
-            Err(error) => errors.push(error),
-        }
-    }
-    match errors.len() {
-        1 => Err(errors.remove(0)),
-        _ => Err(ConnectError::NoSeed(errors)),
-    }
-}
-
-async fn map_from_seed(pool: &Arc<Pool>, seed: &str, wait: Duration) -> Result<Map, ConnectError> {
-    let unresolved = |reason: String| ConnectError::Resolve {
-        seed: seed.to_owned(),
-        reason,
-    };
-    let addrs = match timeout(wait, tokio::net::lookup_host(seed)).await {
-        Ok(addrs) => addrs.map_err(|error| unresolved(error.to_string()))?,
-        Err(_) => return Err(unresolved("the resolver does not answer".to_owned())),
-    };
-    let mut last = unresolved("it has none".to_owned());
-    for addr in addrs {
-        let asked = async {
-            let connection = pool.get(Key { addr, core: 0 }, None, Instant::now() + wait).await?;
-            fetch_map(&connection, wait).await
-        };
-        match asked.await {
-            Ok(map) => return Ok(map),
-            Err(Error::NotSent(NotSent::Connect(error))) => last = *error,
-            Err(error) => {
-                last = ConnectError::Handshake {
-                    peer: addr.to_string(),
-                    reason: error.to_string(),
-                }
-            }
-        }
-    }
-    Err(last)
-}
-
-async fn fetch_map(connection: &Arc<Connection>, wait: Duration) -> Result<Map, Error> {
-    let peer = connection.peer.addr.as_str();
-    let request = |id, out: &mut _| {
-        Request {
-            id,
-            options: RequestOptions::default(),
-            operation: Operation::Map,
-        }
-        .encode(out);
-    };
-    let frame = connection
-        .request(64, Instant::now() + wait, request)
-        .await
-        .map_err(|loss| lost(loss, peer, false, wait))?;
-    let reply = Reply::decode(&frame).map_err(|error| protocol_error(peer, false, &error.to_string()))?;
-    if reply.meta.status() != Some(Status::Ok) {
-        return Err(NotSent::Other {
-            peer: peer.to_owned(),
-            code: reply.meta.status,
-            message: reply.options.message.unwrap_or("no map").to_owned(),
-        }
-        .into());
-    }
-    Map::decode(reply.body).map_err(|error| protocol_error(peer, false, &error.to_string()))
 }
 
 /// The error for a request without a reply.
@@ -676,6 +549,15 @@ pub(crate) fn lost(loss: Loss, peer: &str, is_write: bool, allowed: Duration) ->
         .into(),
         Loss::TimedOut { queued: true } if is_write => InDoubt::Timeout { after: allowed }.into(),
         Loss::TimedOut { .. } => NotSent::Timeout { after: allowed }.into(),
+    }
+}
+
+/// The error of a request whose last attempt failed with `last`. That nobody leads is what a client sees whose network does not reach the
+/// leader: then that is the error.
+pub(super) fn explained(last: Error, unreachable: Option<Error>) -> Error {
+    match (last, unreachable) {
+        (Error::NotSent(NotSent::NoLeader { .. } | NotSent::Timeout { .. }), Some(unreachable)) => unreachable,
+        (last, _) => last,
     }
 }
 

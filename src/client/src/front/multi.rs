@@ -672,9 +672,14 @@ impl<'s> Scatter<'s> {
     /// Takes the answer apart: one result a key, in order.
     fn results(&self, batch: &Batch, answer: &Answer) -> Result<Vec<Outcome>, Error> {
         let outcomes = self.outcomes(batch.members.len(), answer)?;
-        let moved = |outcome: &Outcome| matches!(outcome, Err(Error::NotSent(NotSent::NoLeader { .. })));
-        if outcomes.iter().any(moved) {
-            self.inner.silent(To::Shard(batch.shard), batch.target);
+        let mut last = None;
+        for outcome in &outcomes {
+            // A batch is of several shards, and each has a leader of its own.
+            if let Err(Error::NotSent(NotSent::NoLeader { shard })) = outcome
+                && last.replace(*shard) != Some(*shard)
+            {
+                self.inner.silent(To::Shard(*shard), batch.target);
+            }
         }
         Ok(outcomes)
     }

@@ -159,12 +159,12 @@ impl Pool {
         }
     }
 
-    /// An open connection to any node, if there is one: for questions that every node answers.
-    pub(crate) fn any_open(&self) -> Option<Arc<Connection>> {
-        self.lock().links.values().find_map(|link| match link {
-            Link::Open(connection) if connection.is_open() => Some(connection.clone()),
-            _ => None,
-        })
+    /// Where there are open connections: for questions that every node answers.
+    pub(crate) fn open_keys(&self) -> Vec<Key> {
+        let is_open = |link: &Link| matches!(link, Link::Open(connection) if connection.is_open());
+        let state = self.lock();
+        let links = state.links.iter().filter(|(_, link)| is_open(link));
+        links.map(|(key, _)| *key).collect()
     }
 
     /// Permits taken on all connections.

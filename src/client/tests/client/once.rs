@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use generation_client::{Client, Error, NotSent, State};
+use generation_client::{Client, State};
 use generation_proto::{Opcode, ReplyOptions, Status};
 
 use crate::fake::{Act, Authority, FakeNode, Seen, key_of_shard};
@@ -99,7 +99,7 @@ async fn an_id_is_opened_once_and_a_failed_opening_sends_no_write() {
     });
     let incr = other.incr("n", 1).timeout(Duration::from_millis(100));
     let error = incr.await.unwrap_err();
-    assert!(matches!(error, Error::NotSent(NotSent::Busy { .. })), "{error}");
+    assert_eq!(error.state(), State::NotSent, "{error}");
     assert_eq!(node.stored(b"n").unwrap(), b"1");
 }
 

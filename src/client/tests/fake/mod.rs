@@ -173,6 +173,8 @@ struct World {
     connections: AtomicUsize,
     open: Mutex<Vec<quinn::Connection>>,
     slots: SlotTable,
+    /// Keys for which batches say this.
+    refused: Mutex<BTreeMap<Vec<u8>, Status>>,
     /// Streams that are never answered on, kept open.
     silent: Mutex<Vec<Sender>>,
     limits: Limits,
@@ -198,6 +200,27 @@ impl FakeNode {
         Self::start_with(authority, id, cores, certificate, other.world.entries.clone(), 1 << 20)
     }
 
+    /// The same, at an address of one's own choice.
+    pub(crate) async fn start_at(authority: &Authority, id: u64, addr: SocketAddr, other: &Self) -> Self {
+        let certificate = authority.issue(CLUSTER, &format!("node/{id}"));
+        // Whoever had it before may take a moment to let go of it.
+        let socket = loop {
+            match std::net::UdpSocket::bind(addr) {
+                Ok(socket) => break socket,
+                Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+        };
+        Self::start_on(
+            socket,
+            authority,
+            id,
+            1,
+            certificate,
+            other.world.entries.clone(),
+            1 << 20,
+        )
+    }
+
     /// The same, accepting values of so many bytes at most, instead of 1 MiB.
     pub(crate) fn start_limited(authority: &Authority, max_value_len: usize) -> Self {
         let certificate = authority.issue(CLUSTER, "node/1");
@@ -210,6 +233,19 @@ impl FakeNode {
     }
 
     fn start_with(
+        authority: &Authority,
+        id: u64,
+        cores: u16,
+        certificate: Issued,
+        entries: Arc<Entries>,
+        max_value_len: usize,
+    ) -> Self {
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        Self::start_on(socket, authority, id, cores, certificate, entries, max_value_len)
+    }
+
+    fn start_on(
+        socket: std::net::UdpSocket,
         authority: &Authority,
         id: u64,
         cores: u16,
@@ -238,7 +274,8 @@ impl FakeNode {
         let mut transport = quinn::TransportConfig::default();
         transport.max_concurrent_bidi_streams(1000u32.into());
         config.transport_config(Arc::new(transport));
-        let endpoint = quinn::Endpoint::server(config, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(config), socket, runtime).unwrap();
         let addr = endpoint.local_addr().unwrap();
         let world = Arc::new(World {
             id,
@@ -251,6 +288,7 @@ impl FakeNode {
             connections: AtomicUsize::new(0),
             open: Mutex::default(),
             slots: SlotTable::new(&Map::even_ranges(SHARDS), usize::from(SHARDS)).unwrap(),
+            refused: Mutex::default(),
             silent: Mutex::default(),
             limits: Limits {
                 max_value_len,
@@ -269,6 +307,11 @@ impl FakeNode {
     /// From now on `Map` is answered with this.
     pub(crate) fn set_map(&self, map: Map) {
         *self.world.map.lock().unwrap() = map;
+    }
+
+    /// From now on a key in a batch is refused with this; the others are not.
+    pub(crate) fn refuse_key(&self, key: Vec<u8>, status: Status) {
+        self.world.refused.lock().unwrap().insert(key, status);
     }
 
     /// From now on `Hello` is refused.
@@ -584,7 +627,9 @@ impl World {
             Operation::MultiGet(keys) => self.multi_get(keys, &mut body),
             Operation::MultiPut(items) => {
                 for item in items.iter() {
-                    let (status, version) = if item.value == b"refuse" {
+                    let (status, version) = if let Some(status) = self.refusal_of(item.key) {
+                        (status, 0)
+                    } else if item.value == b"refuse" {
                         (Status::OutOfMemory, 0)
                     } else {
                         self.put(item.key, item.value, item.ttl_ms, request.options.condition)
@@ -621,6 +666,10 @@ impl World {
 
     fn multi_get(&self, keys: KeyList<'_>, body: &mut BytesMut) {
         for key in keys.iter() {
+            if let Some(status) = self.refusal_of(key) {
+                self.result(key, status, 0, 0, &[]).encode(body);
+                continue;
+            }
             let found = self.read(key);
             let value = found.as_ref().map(|found| found.0.clone()).unwrap_or_default();
             let (_, version, expires_at_ms) = found.clone().unwrap_or_default();
@@ -756,6 +805,10 @@ impl World {
                 .map(|stored| stored.2)
                 .filter(|&expires_at_ms| expires_at_ms != 0);
         }
+    }
+
+    fn refusal_of(&self, key: &[u8]) -> Option<Status> {
+        self.refused.lock().unwrap().get(key).copied()
     }
 
     fn shard_of(&self, key: &[u8]) -> u16 {

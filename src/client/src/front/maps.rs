@@ -1,0 +1,216 @@
+//! Fetching the map: from the seeds when the client starts, later from whichever node answers first.
+//!
+//! When to fetch is the core's decision ([`crate::core::refresh`]). A map that turns out to be older than the one the client has is
+//! passed over ([`crate::core::routing::Routes::install`]), so it does not matter who answers.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use generation_proto::{Map, Operation, Reply, Request, RequestOptions, Status};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::connection::Connection;
+use super::dispatch::{Inner, Settings, lost, protocol_error};
+use super::pool::{Key, Pool};
+use crate::core::error::{ConnectError, Error, NotSent};
+use crate::core::refresh::Reason;
+use crate::core::routing::Installed;
+
+/// Between the attempts at two nodes, so that the first is used when it is well, and one that keeps silent holds up nobody for long.
+const STAGGER: Duration = Duration::from_millis(150);
+/// Nodes of the map that are asked before the seeds are.
+const NODES_ASKED: usize = 8;
+
+impl Inner {
+    /// Has the map fetched in the background, unless somebody does already. `from`: who is known to have a newer one.
+    pub(crate) fn refresh_soon(self: &Arc<Self>, reason: Reason, from: Option<Key>) {
+        let known = self.read_routes().epoch();
+        let begun = self.refresh_state().wanted(reason, known, self.now());
+        let Some(mut pause) = begun else { return };
+        let inner = self.clone();
+        tokio::spawn(async move {
+            loop {
+                if !pause.is_zero() {
+                    sleep(pause).await;
+                }
+                if let Err(error) = inner.refresh(from).await {
+                    tracing::debug!(%error, "the map could not be refreshed");
+                }
+                let known = inner.read_routes().epoch();
+                let again = inner.refresh_state().finished(known, inner.now());
+                match again {
+                    Some(wait) => pause = wait,
+                    None => break,
+                }
+            }
+        });
+    }
+
+    fn refresh_state(&self) -> std::sync::MutexGuard<'_, crate::core::refresh::Refresh> {
+        self.refresh.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fetches the map: from `from` if that is given, from nodes that are connected, from others of the map, at last from the seeds.
+    pub(crate) async fn refresh(self: &Arc<Self>, from: Option<Key>) -> Result<(), Error> {
+        let wait = self.settings.connect_timeout;
+        let mut asked: FuturesUnordered<_> = self
+            .order(from)
+            .into_iter()
+            .enumerate()
+            .map(|(n, (key, node))| async move {
+                sleep(STAGGER * n as u32).await;
+                let connection = self.pool.get(key, node, Instant::now() + wait).await?;
+                fetch_map(&connection, wait).await
+            })
+            .collect();
+        let mut last = None;
+        while let Some(answer) = asked.next().await {
+            match answer {
+                Ok(map) => return self.install(map),
+                Err(error) => last = Some(error),
+            }
+        }
+        drop(asked);
+        match map_from_seeds(&self.pool, &self.settings).await {
+            Ok(map) => self.install(map),
+            Err(error) => Err(last.unwrap_or_else(|| error.into())),
+        }
+    }
+
+    /// Whom to ask for the map, in this order.
+    fn order(&self, from: Option<Key>) -> Vec<(Key, Option<u64>)> {
+        let mut nodes: Vec<(Key, Option<u64>)> = {
+            let routes = self.read_routes();
+            let place = |addr| Key { addr, core: 0 };
+            let nodes = routes.map().nodes.iter();
+            nodes.map(|node| (place(node.addr), Some(node.id))).collect()
+        };
+        if !nodes.is_empty() {
+            let first = self.random() as usize % nodes.len();
+            nodes.rotate_left(first);
+        }
+        let id_at = |key: Key| nodes.iter().find(|(at, _)| at.addr == key.addr).and_then(|at| at.1);
+        let mut connected = self.pool.open_keys();
+        if !connected.is_empty() {
+            let first = self.random() as usize % connected.len();
+            connected.rotate_left(first);
+        }
+        let connected = connected.into_iter().map(|key| (key, id_at(key)));
+        let mut order: Vec<(Key, Option<u64>)> = Vec::new();
+        let first = from.map(|key| (key, id_at(key)));
+        for candidate in first.into_iter().chain(connected).chain(nodes.iter().copied()) {
+            if order.iter().all(|(have, _)| have.addr != candidate.0.addr) {
+                order.push(candidate);
+            }
+        }
+        order.truncate(NODES_ASKED);
+        order
+    }
+
+    fn install(&self, map: Map) -> Result<(), Error> {
+        let epoch = map.epoch;
+        let mut routes = self.write_routes();
+        let installed = routes.install(map).map_err(|error| NotSent::Protocol {
+            peer: self.settings.cluster.clone(),
+            reason: error.to_string(),
+        })?;
+        let shards = usize::from(routes.shards());
+        let addresses: Vec<SocketAddr> = routes.map().nodes.iter().map(|node| node.addr).collect();
+        drop(routes);
+        tracing::debug!(epoch, ?installed, "map");
+        if installed == Installed::Older {
+            return Ok(());
+        }
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() < shards {
+            seen.resize(shards, (0, 0));
+        }
+        drop(seen);
+        if !addresses.is_empty() {
+            self.pool.prune(|addr| addresses.contains(&addr));
+        }
+        Ok(())
+    }
+}
+
+/// The map from whichever seed answers first.
+pub(super) async fn map_from_seeds(pool: &Arc<Pool>, settings: &Settings) -> Result<Map, ConnectError> {
+    let mut attempts: FuturesUnordered<_> = settings
+        .seeds
+        .iter()
+        .enumerate()
+        .map(|(n, seed)| async move {
+            sleep(STAGGER * n as u32).await;
+            map_from_seed(pool, seed, settings.connect_timeout).await
+        })
+        .collect();
+    let mut errors = Vec::new();
+    while let Some(result) = attempts.next().await {
+        match result {
+            Ok(map) => return Ok(map),
+            Err(error) => errors.push(error),
+        }
+    }
+    match errors.len() {
+        1 => Err(errors.remove(0)),
+        _ => Err(ConnectError::NoSeed(errors)),
+    }
+}
+
+async fn map_from_seed(pool: &Arc<Pool>, seed: &str, wait: Duration) -> Result<Map, ConnectError> {
+    let unresolved = |reason: String| ConnectError::Resolve {
+        seed: seed.to_owned(),
+        reason,
+    };
+    let addrs = match timeout(wait, tokio::net::lookup_host(seed)).await {
+        Ok(addrs) => addrs.map_err(|error| unresolved(error.to_string()))?,
+        Err(_) => return Err(unresolved("the resolver does not answer".to_owned())),
+    };
+    let mut last = unresolved("it has none".to_owned());
+    for addr in addrs {
+        let asked = async {
+            let connection = pool.get(Key { addr, core: 0 }, None, Instant::now() + wait).await?;
+            fetch_map(&connection, wait).await
+        };
+        match asked.await {
+            Ok(map) => return Ok(map),
+            Err(Error::NotSent(NotSent::Connect(error))) => last = *error,
+            Err(error) => {
+                last = ConnectError::Handshake {
+                    peer: addr.to_string(),
+                    reason: error.to_string(),
+                }
+            }
+        }
+    }
+    Err(last)
+}
+
+async fn fetch_map(connection: &Arc<Connection>, wait: Duration) -> Result<Map, Error> {
+    let peer = connection.peer.addr.as_str();
+    let request = |id, out: &mut _| {
+        Request {
+            id,
+            options: RequestOptions::default(),
+            operation: Operation::Map,
+        }
+        .encode(out);
+    };
+    let frame = connection
+        .request(64, Instant::now() + wait, request)
+        .await
+        .map_err(|loss| lost(loss, peer, false, wait))?;
+    let reply = Reply::decode(&frame).map_err(|error| protocol_error(peer, false, &error.to_string()))?;
+    if reply.meta.status() != Some(Status::Ok) {
+        return Err(NotSent::Other {
+            peer: peer.to_owned(),
+            code: reply.meta.status,
+            message: reply.options.message.unwrap_or("no map").to_owned(),
+        }
+        .into());
+    }
+    Map::decode(reply.body).map_err(|error| protocol_error(peer, false, &error.to_string()))
+}
