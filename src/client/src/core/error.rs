@@ -317,6 +317,21 @@ pub enum ConnectError {
         /// What is wrong.
         reason: String,
     },
+    /// The node has not answered several times in a row, and is only probed until it does.
+    #[error(
+        "node {node} at {peer} has not answered for {} ({last}); it is asked again now and then: see `generation status`",
+        Millis(.since)
+    )]
+    Down {
+        /// The node.
+        node: u64,
+        /// Its address.
+        peer: String,
+        /// For how long it has not answered.
+        since: Duration,
+        /// What came of the last attempt.
+        last: Box<ConnectError>,
+    },
     /// None of the seeds could be connected to.
     #[error("none of the seeds can be used: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     NoSeed(Vec<ConnectError>),
@@ -407,20 +422,26 @@ impl ConnectError {
             Self::WrongCluster { .. } => "wrong_cluster",
             Self::Version { .. } => "version",
             Self::Handshake { .. } => "handshake",
+            Self::Down { .. } => "node_down",
             Self::NoSeed(_) => "no_seed",
         }
     }
 
     /// Whether a later attempt can succeed with nothing changed in the configuration.
     pub const fn is_transient(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::NoAnswer { .. }
-                | Self::Unreachable { .. }
-                | Self::Handshake { .. }
-                | Self::Resolve { .. }
-                | Self::NoSeed(_)
-        )
+            | Self::Unreachable { .. }
+            | Self::Handshake { .. }
+            | Self::Resolve { .. }
+            | Self::NoSeed(_) => true,
+            Self::Down { last, .. } => last.is_transient(),
+            Self::Config(_)
+            | Self::ServerCertificate { .. }
+            | Self::ClientCertificate { .. }
+            | Self::WrongCluster { .. }
+            | Self::Version { .. } => false,
+        }
     }
 }
 

@@ -10,8 +10,11 @@
 //! - A routing hint is replaced only by one of a higher (epoch, term) ([`routing::Routes`]).
 //! - A reply finds the request it was sent for or nobody: request ids are not used twice ([`pending::Pending`]).
 
+pub mod breaker;
+pub mod choice;
 pub mod consistency;
 pub mod error;
+pub mod load;
 pub mod pending;
 pub mod refresh;
 pub mod reply;

@@ -130,8 +130,8 @@ impl Attempts {
 
     /// An attempt failed with `error`. Says how long to wait before the next one, or `None` when the error is final.
     ///
-    /// `redirected`: the node named a leader newer than the one known, so the next attempt goes elsewhere at once and costs
-    /// nothing. `random` is any 64 random bits.
+    /// `redirected`: the node named a leader newer than the one known, or is a replica that cannot answer what another can, so the next
+    /// attempt goes elsewhere at once and costs nothing. `random` is any 64 random bits.
     pub fn after(
         &mut self,
         error: &Error,
@@ -141,7 +141,7 @@ impl Attempts {
         budget: &Budget,
         random: u64,
     ) -> Option<Duration> {
-        if !self.may_repeat(error) || now >= self.deadline {
+        if !self.may_repeat(error, redirected) || now >= self.deadline {
             return None;
         }
         if redirected && self.redirects < FREE_REDIRECTS {
@@ -166,7 +166,7 @@ impl Attempts {
         Some(delay)
     }
 
-    fn may_repeat(&self, error: &Error) -> bool {
+    fn may_repeat(&self, error: &Error, redirected: bool) -> bool {
         match error {
             Error::Rejected(_) => false,
             Error::InDoubt(_) => self.in_session,
@@ -174,11 +174,11 @@ impl Attempts {
                 // An attempt in a session has less time than the request.
                 NotSent::Timeout { .. } => self.in_session,
                 // Asking again gives the same answer.
-                NotSent::ReadOnly { .. }
-                | NotSent::DiskFailed { .. }
-                | NotSent::TooStale { .. }
-                | NotSent::Protocol { .. }
-                | NotSent::Closed => false,
+                NotSent::ReadOnly { .. } | NotSent::DiskFailed { .. } | NotSent::Protocol { .. } | NotSent::Closed => {
+                    false
+                }
+                // Unless another is asked.
+                NotSent::TooStale { .. } => redirected,
                 NotSent::Connect(error) => error.is_transient(),
                 NotSent::ConnectionLost { .. }
                 | NotSent::Busy { .. }

@@ -123,6 +123,30 @@ impl Routes {
         self.leaders.get(usize::from(shard)).map_or(0, |hint| hint.epoch)
     }
 
+    /// Where the leader of `shard` is, if that is known.
+    pub fn leader(&self, shard: u16) -> Option<Target> {
+        let hint = self.leaders.get(usize::from(shard))?;
+        Some(at(self.node(hint.node)?, hint.core))
+    }
+
+    /// Where the replicas of `shard` are that a read may be sent to: those on nodes that are up, or all where none is.
+    pub fn replicas(&self, shard: u16) -> impl Iterator<Item = Target> {
+        let replicas = self
+            .map
+            .shards
+            .get(usize::from(shard))
+            .map_or(&[][..], |shard| &shard.replicas);
+        let placed = move || {
+            replicas
+                .iter()
+                .filter_map(|replica| Some((self.node(replica.node)?, replica.core)))
+        };
+        let is_up = |node: &Node| node.state == NodeState::Up;
+        let any_up = placed().any(|(node, _)| is_up(node));
+        let usable = placed().filter(move |(node, _)| is_up(node) || !any_up);
+        usable.map(|(node, core)| at(node, core))
+    }
+
     /// Where the leader of `shard` is, as far as is known. Without a leader, the `attempt`-th of the nodes that may know it: the
     /// shard's replicas, those that are up first. `None` when there is no such shard or no node at all.
     pub fn target(&self, shard: u16, attempt: u32) -> Option<Target> {
@@ -189,13 +213,16 @@ impl Routes {
         taken && elsewhere && self.node(leader).is_some()
     }
 
-    /// The leader hinted at did not answer, or denied being it: forget it if it is still the one known.
-    pub fn suspect(&mut self, shard: u16, node: u64) {
-        if let Some(hint) = self.leaders.get_mut(usize::from(shard))
-            && hint.node == node
-        {
+    /// The leader hinted at did not answer, or denied being it: forget it if it is still the one known. `true`: nobody is known to lead
+    /// the shard now.
+    pub fn suspect(&mut self, shard: u16, node: u64) -> bool {
+        let Some(hint) = self.leaders.get_mut(usize::from(shard)) else {
+            return false;
+        };
+        if hint.node == node {
             hint.node = 0;
         }
+        hint.node == 0
     }
 
     /// A node cannot be reached: forget it as the leader of every shard. How many that were.
@@ -329,6 +356,22 @@ mod tests {
             "a newer term without a leader leads nowhere"
         );
         assert_eq!(routes.target(0, 1).unwrap().node, 2);
+    }
+
+    #[test]
+    fn reads_may_go_to_every_replica_that_is_up() {
+        let mut some_down = map(1, 1, 5);
+        let nodes = |map: &Map| {
+            let routes = Routes::new(map.clone()).unwrap();
+            routes.replicas(0).map(|target| target.node).collect::<Vec<_>>()
+        };
+        assert_eq!(nodes(&some_down), [1, 2, 3]);
+        some_down.nodes[0].state = NodeState::Down;
+        some_down.nodes[2].state = NodeState::Draining;
+        assert_eq!(nodes(&some_down), [2]);
+        some_down.nodes[1].state = NodeState::Down;
+        assert_eq!(nodes(&some_down), [1, 2, 3], "the map may be wrong about all");
+        assert_eq!(Routes::new(some_down).unwrap().replicas(9).count(), 0);
     }
 
     #[test]

@@ -11,9 +11,12 @@ use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
 use super::connection::{Connection, LARGE_REQUEST_BYTES, Loss};
+use super::health::Health;
 use super::maps::map_from_seeds;
 use super::pool::{Key, Pool};
 use super::tls::Identity;
+use crate::core::breaker::Admission;
+use crate::core::choice::{Candidate, Turn, choose, falls_back};
 use crate::core::consistency::Consistency;
 use crate::core::error::{ConnectError, Error, InDoubt, NotSent, Refusal, Rejected};
 use crate::core::refresh::{Reason, Refresh};
@@ -43,6 +46,7 @@ pub(crate) struct Settings {
 pub(crate) struct Inner {
     pub(super) settings: Settings,
     pub(super) pool: Arc<Pool>,
+    pub(super) health: Arc<Health>,
     pub(super) routes: RwLock<Routes>,
     /// What was seen of each shard, as (epoch, index).
     pub(super) seen: Mutex<Vec<(u32, u64)>>,
@@ -137,6 +141,8 @@ impl Inner {
         let mut start = [0; 8];
         identity.random(&mut start)?;
         let random = Arc::new(AtomicU64::new(u64::from_le_bytes(start)));
+        let origin = Instant::now();
+        let health = Arc::new(Health::new(origin));
         let pool = {
             let random = random.clone();
             Arc::new(Pool::new(
@@ -144,6 +150,7 @@ impl Inner {
                 settings.cluster.clone(),
                 settings.name.clone(),
                 settings.connect_timeout,
+                health.clone(),
                 Box::new(move || next_random(&random)),
             ))
         };
@@ -163,11 +170,12 @@ impl Inner {
             budget: Budget::new(&settings.retry),
             settings,
             pool,
+            health,
             routes: RwLock::new(routes),
             seen,
             random,
             refresh: Mutex::default(),
-            origin: Instant::now(),
+            origin,
         }))
     }
 
@@ -267,13 +275,21 @@ impl Inner {
         let mut attempts = Attempts::new(allowed, false);
         // Why the node that others name as the leader could not be asked.
         let mut unreachable = None;
+        let is_any_replicas = consistency.is_some_and(Consistency::is_any_replicas);
+        let mut asked = None;
         self.budget.deposit();
         loop {
             if let (To::Shard(shard), Some(consistency)) = (to, consistency) {
                 options.consistency = consistency.on_wire(shard, self.seen(shard));
             }
-            let failure = match self.target(to, attempts.retries()) {
+            let number = attempts.retries();
+            let target = match to {
+                To::Shard(shard) if is_any_replicas => self.replica(&self.read_routes(), shard, number, asked),
+                _ => self.target(to, number),
+            };
+            let failure = match target {
                 Ok(target) => {
+                    asked = Some(target.node);
                     let len = request_len(&operation);
                     match self
                         .attempt(to, target, operation, len, options, (deadline, deadline), allowed)
@@ -283,11 +299,13 @@ impl Inner {
                         Err(failure) => failure,
                     }
                 }
-                Err(error) => error.into(),
+                // Nobody to send it to.
+                Err(error) => return Err(error),
             };
+            let fell_back = is_any_replicas && Turn::of_attempt(number) == Turn::Replica && falls_back(&failure.error);
             let delay = attempts.after(
                 &failure.error,
-                failure.redirected,
+                failure.redirected || fell_back,
                 start.elapsed(),
                 &self.settings.retry,
                 &self.budget,
@@ -316,23 +334,111 @@ impl Inner {
             })
         };
         match to {
-            To::Shard(shard) => routes.target(shard, attempt).ok_or_else(|| {
-                Rejected::InvalidArgument(format!(
-                    "there is no shard {shard}: the cluster has {}, counted from 0",
-                    routes.shards()
-                ))
-                .into()
-            }),
-            To::Node(id) => any(id)
-                .ok_or_else(|| Rejected::InvalidArgument(format!("there is no node {id} in the cluster's map")).into()),
+            To::Shard(shard) => leader_or_any(&routes, shard, attempt),
+            To::Node(id) => {
+                let target = any(id)
+                    .ok_or_else(|| Rejected::InvalidArgument(format!("there is no node {id} in the cluster's map")))?;
+                let health = self.health.of(id);
+                match health.admit() {
+                    Admission::Refuse => health
+                        .down(&target.addr.to_string())
+                        .map_or(Ok(target), |down| Err(down.into())),
+                    // The request is the probe.
+                    Admission::Probe => {
+                        self.pool.forgive(Key::of(target));
+                        Ok(target)
+                    }
+                    Admission::Pass => Ok(target),
+                }
+            }
             To::Any => {
                 let nodes = &routes.map().nodes;
-                nodes
-                    .get(attempt as usize % nodes.len().max(1))
-                    .and_then(|node| any(node.id))
+                let first = attempt as usize % nodes.len().max(1);
+                let in_turn = || nodes[first..].iter().chain(&nodes[..first]).map(|node| node.id);
+                in_turn()
+                    .find(|&id| !self.health.of(id).is_down())
+                    .or_else(|| in_turn().next())
+                    .and_then(any)
                     .ok_or_else(|| NotSent::NoLeader { shard: 0 }.into())
             }
         }
+    }
+
+    /// Whom to ask what any replica may answer, in the attempt of this number after one at `asked`. Nodes that do not answer are left
+    /// out; it is an error when that leaves none. Those without a connection are connected to for the reads to come, and waited for only
+    /// where there is no other.
+    pub(super) fn replica(
+        self: &Arc<Self>,
+        routes: &Routes,
+        shard: u16,
+        number: u32,
+        asked: Option<u64>,
+    ) -> Result<Target, Error> {
+        if Turn::of_attempt(number) == Turn::Leader
+            && let Some(leader) = routes.leader(shard)
+            && asked != Some(leader.node)
+            && !self.health.of(leader.node).is_down()
+        {
+            return Ok(leader);
+        }
+        let now = self.now();
+        let (mut connected, mut others, mut down) = (Vec::new(), Vec::new(), None);
+        for target in routes.replicas(shard) {
+            let health = self.health.of(target.node);
+            match health.admit() {
+                Admission::Pass => {
+                    let is_ready = self.pool.is_ready(Key::of(target), target.node);
+                    let candidates = if is_ready { &mut connected } else { &mut others };
+                    candidates.push(Candidate {
+                        target,
+                        // The map does not say where a node is.
+                        zone: None,
+                        estimate: health.load().estimate(now),
+                    });
+                    continue;
+                }
+                Admission::Probe => self.probe(target),
+                Admission::Refuse => {}
+            }
+            down = down.or_else(|| health.down(&target.addr.to_string()));
+        }
+        let chosen = choose(&connected, None, asked, self.random());
+        if let Some(chosen) = chosen.or_else(|| choose(&others, None, asked, self.random())) {
+            return Ok(chosen);
+        }
+        match down {
+            Some(down) => Err(down.into()),
+            // A shard without replicas in the map: whoever there is may know better.
+            None => leader_or_any(routes, shard, number),
+        }
+    }
+
+    /// Sees in the background whether a node answers again.
+    fn probe(self: &Arc<Self>, target: Target) {
+        let (inner, target) = (self.clone(), Target { core: 0, ..target });
+        tokio::spawn(async move {
+            inner.pool.forgive(Key::of(target));
+            let allowed = inner.settings.connect_timeout;
+            let until = Instant::now() + allowed;
+            let ping = Operation::Ping { payload: b"generation" };
+            let options = RequestOptions::default();
+            let asked = inner.attempt(
+                To::Node(target.node),
+                target,
+                ping,
+                64,
+                options,
+                (until, until),
+                allowed,
+            );
+            if asked.await.is_err() {
+                let no_answer = ConnectError::NoAnswer {
+                    peer: target.addr.to_string(),
+                    after: allowed,
+                };
+                inner.health.of(target.node).failed(&no_answer, inner.random());
+            }
+        });
     }
 
     /// One attempt at a request of about `len` bytes that must be done by `deadline`; its reply is waited for until `until`. Whatever it
@@ -348,10 +454,7 @@ impl Inner {
         (deadline, until): (Instant, Instant),
         allowed: Duration,
     ) -> Result<Answer, Failure> {
-        let key = Key {
-            addr: target.addr,
-            core: target.core,
-        };
+        let key = Key::of(target);
         let connection = match self.pool.open_at(key) {
             Some(connection) => Ok(connection),
             // What is rare is boxed here and below, so that it does not make every request's future larger.
@@ -361,30 +464,43 @@ impl Inner {
             Ok(connection) => connection,
             Err(error) => {
                 self.unreachable(target);
-                return Err(error.into());
+                return Err(self.in_short(target, error).into());
             }
         };
         check_value(&operation, &connection)?;
-        let left = deadline.saturating_duration_since(Instant::now());
+        let sent = Instant::now();
+        let left = deadline.saturating_duration_since(sent);
         let told = left.saturating_sub((left / 8).min(DEADLINE_MARGIN));
         options.deadline_ms = Some(u32::try_from(told.as_millis()).unwrap_or(u32::MAX).max(1));
         let encode = |id, out: &mut _| {
             Request { id, options, operation }.encode(out);
         };
         let alone = len >= LARGE_REQUEST_BYTES || matches!(operation, Operation::Keys(_) | Operation::Entries(_));
+        let underway = connection.health.load().begin();
         let frame = if alone {
             Box::pin(connection.request_alone(len, until, encode)).await
         } else {
             connection.request(len, until, encode).await
         };
+        drop(underway);
         let is_write = operation.opcode().is_write();
         match frame {
-            Ok(frame) => self.read(to, target, key, &operation, connection, frame, allowed),
+            Ok(frame) => {
+                // A write also takes the time of a majority, and a page that of what is in it.
+                connection.health.answered(sent, !is_write && !alone);
+                self.read(to, target, key, &operation, connection, frame, allowed)
+            }
             Err(loss) => {
                 match loss {
                     // It waited for a place in this client; the node does not know of it.
                     Loss::TimedOut { queued: false } => {}
-                    Loss::TimedOut { queued: true } => self.silent(to, target),
+                    Loss::TimedOut { queued: true } => {
+                        if connection.health.timed_out(&connection.peer.addr, sent, self.random()) {
+                            self.unreachable(target);
+                        } else {
+                            self.silent(to, target);
+                        }
+                    }
                     Loss::NotExecuted(_) | Loss::Lost(_) => self.unreachable(target),
                 }
                 Err(lost(loss, &connection.peer.addr, is_write, allowed).into())
@@ -499,26 +615,38 @@ impl Inner {
 
     /// A redirect: take it if it is news, else look for someone who knows better.
     pub(crate) fn moved(self: &Arc<Self>, shard: u16, asked: u64, reply: &Reply<'_>) -> bool {
-        let redirected = {
-            let mut routes = self.write_routes();
-            let redirected = reply.options.moved.is_some_and(|moved| routes.learn(shard, &moved));
-            if !redirected {
-                routes.suspect(shard, asked);
-            }
-            redirected
-        };
+        let mut routes = self.write_routes();
+        let is_news = reply.options.moved.is_some_and(|moved| routes.learn(shard, &moved));
+        if !is_news {
+            routes.suspect(shard, asked);
+        }
+        // Somebody else was asked than the leader known by now.
+        let redirected = is_news || routes.leader(shard).is_some_and(|leader| leader.node != asked);
+        drop(routes);
         if !redirected {
             self.refresh_soon(Reason::Leader, None);
         }
         redirected
     }
 
+    /// The error of an attempt to connect, or, when that was not the first, what has come of all of them.
+    fn in_short(&self, target: Target, error: Error) -> Error {
+        match error {
+            Error::NotSent(NotSent::Connect(cause)) if cause.is_transient() => {
+                let down = self.health.of(target.node).down(&target.addr.to_string());
+                down.map_or(NotSent::Connect(cause).into(), Error::from)
+            }
+            other => other,
+        }
+    }
+
     /// A node did not answer a request: ask another, and whether the map has changed.
     pub(crate) fn silent(self: &Arc<Self>, to: To, target: Target) {
-        if let To::Shard(shard) = to {
-            self.write_routes().suspect(shard, target.node);
+        if let To::Shard(shard) = to
+            && self.write_routes().suspect(shard, target.node)
+        {
+            self.refresh_soon(Reason::Leader, None);
         }
-        self.refresh_soon(Reason::Leader, None);
     }
 
     /// A node cannot be reached: ask others about everything it leads, so that not every shard has to find out by itself.
@@ -532,6 +660,17 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.pool.close();
     }
+}
+
+/// Where the leader of a shard is, or whom to ask about it.
+fn leader_or_any(routes: &Routes, shard: u16, attempt: u32) -> Result<Target, Error> {
+    routes.target(shard, attempt).ok_or_else(|| {
+        Rejected::InvalidArgument(format!(
+            "there is no shard {shard}: the cluster has {}, counted from 0",
+            routes.shards()
+        ))
+        .into()
+    })
 }
 
 /// The error for a request without a reply.

@@ -106,6 +106,8 @@ impl Inner {
                 order.push(candidate);
             }
         }
+        // Those who do not answer come last, in the order they have.
+        order.sort_by_key(|(_, node)| node.is_some_and(|node| self.health.of(node).is_down()));
         order.truncate(NODES_ASKED);
         order
     }
@@ -118,7 +120,7 @@ impl Inner {
             reason: error.to_string(),
         })?;
         let shards = usize::from(routes.shards());
-        let addresses: Vec<SocketAddr> = routes.map().nodes.iter().map(|node| node.addr).collect();
+        let nodes: Vec<(u64, SocketAddr)> = routes.map().nodes.iter().map(|node| (node.id, node.addr)).collect();
         drop(routes);
         tracing::debug!(epoch, ?installed, "map");
         if installed == Installed::Older {
@@ -129,8 +131,9 @@ impl Inner {
             seen.resize(shards, (0, 0));
         }
         drop(seen);
-        if !addresses.is_empty() {
-            self.pool.prune(|addr| addresses.contains(&addr));
+        if !nodes.is_empty() {
+            self.pool.prune(|addr| nodes.iter().any(|node| node.1 == addr));
+            self.health.retain(|id| nodes.iter().any(|node| node.0 == id));
         }
         Ok(())
     }

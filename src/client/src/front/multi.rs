@@ -22,6 +22,7 @@ use super::client::Client;
 use super::dispatch::{Answer, Inner, To, check_key, keep};
 use super::once::{Sessions, Unfinished};
 use super::ops::{Sending, common_options, read_options, ttl_ms};
+use crate::core::choice::{Turn, falls_back};
 use crate::core::consistency::Consistency;
 use crate::core::error::{Error, NotSent, Refusal, Rejected};
 use crate::core::reply::{Entry, GetReply, Meta, WriteReply};
@@ -529,8 +530,8 @@ impl<'s> Scatter<'s> {
         }
         let mut attempts = Attempts::new(self.allowed, false);
         self.inner.budget.deposit();
-        while !left.is_empty() {
-            let batches = self.batches(&left, attempts.retries(), &mut results);
+        for round in 0.. {
+            let batches = self.batches(&left, round, &mut results);
             left.clear();
             let mut delay = None;
             // Encoding and sending is driven from here; up to so many batches are on their way at a time.
@@ -543,7 +544,7 @@ impl<'s> Scatter<'s> {
                     // One decision for a batch: its keys fail together, and together they cost one retry.
                     if let Err(error) = &result
                         && matches!(error, Error::NotSent(_))
-                        && let Some(again) = *wait.get_or_insert_with(|| self.again(&mut attempts, error))
+                        && let Some(again) = *wait.get_or_insert_with(|| self.again(&mut attempts, round, error))
                     {
                         delay = delay.max(Some(again));
                         left.push(n);
@@ -562,11 +563,16 @@ impl<'s> Scatter<'s> {
             .collect()
     }
 
-    fn again(&self, attempts: &mut Attempts, error: &Error) -> Option<Duration> {
+    fn is_any_replicas(&self) -> bool {
+        self.consistency.is_some_and(Consistency::is_any_replicas)
+    }
+
+    fn again(&self, attempts: &mut Attempts, round: u32, error: &Error) -> Option<Duration> {
         let inner = self.inner;
+        let fell_back = self.is_any_replicas() && Turn::of_attempt(round) == Turn::Replica && falls_back(error);
         attempts.after(
             error,
-            false,
+            fell_back,
             self.start.elapsed(),
             &inner.settings.retry,
             &inner.budget,
@@ -575,7 +581,7 @@ impl<'s> Scatter<'s> {
     }
 
     /// Groups `left` by whom it goes to and cuts the groups into batches.
-    fn batches(&self, left: &[usize], attempt: u32, results: &mut [Option<Outcome>]) -> Vec<Batch> {
+    fn batches(&self, left: &[usize], round: u32, results: &mut [Option<Outcome>]) -> Vec<Batch> {
         let per_shard = self.consistency.is_some_and(Consistency::is_per_shard);
         let most = if self.opcode == Opcode::MultiGet {
             BATCH_READS
@@ -585,7 +591,7 @@ impl<'s> Scatter<'s> {
         let (limits, longest_frame) = self.inner.pool.limits();
         let most_bytes = BATCH_BYTES.min(longest_frame.saturating_sub(FRAME_OVERHEAD));
         let routes = self.inner.read_routes();
-        let mut targets: Vec<Option<Target>> = Vec::new();
+        let mut targets: Vec<Option<Result<Target, Error>>> = Vec::new();
         targets.resize_with(usize::from(routes.shards()), || None);
         // The batch that is being filled, by who gets it.
         let mut open: HashMap<(Target, Option<u16>), usize> = HashMap::new();
@@ -599,12 +605,20 @@ impl<'s> Scatter<'s> {
             }
             let shard = routes.shard_of(item.key);
             let known = &mut targets[usize::from(shard)];
-            if known.is_none() {
-                *known = routes.target(shard, attempt);
-            }
-            let Some(target) = *known else {
-                results[n] = Some(Err(NotSent::NoLeader { shard }.into()));
-                continue;
+            let known = known.get_or_insert_with(|| {
+                if self.is_any_replicas() {
+                    self.inner.replica(&routes, shard, round, None)
+                } else {
+                    let nobody = || NotSent::NoLeader { shard }.into();
+                    routes.target(shard, round).ok_or_else(nobody)
+                }
+            });
+            let target = match known {
+                Ok(target) => *target,
+                Err(error) => {
+                    results[n] = Some(Err(error.clone()));
+                    continue;
+                }
             };
             let bytes = item.key.len() + item.value.len() + ItemList::ITEM_OVERHEAD;
             let place = open.entry((target, per_shard.then_some(shard))).or_insert(usize::MAX);

@@ -8,6 +8,7 @@ mod connecting;
 mod fake;
 mod faults;
 mod once;
+mod replicas;
 mod routing;
 
 use std::time::Duration;

@@ -1,0 +1,173 @@
+//! What this client has seen of each node: how quick it answers, and whether it does.
+//!
+//! The decisions are the core's ([`crate::core::load`], [`crate::core::breaker`]). Answers of a node that is well touch atomics and no
+//! lock: the breaker is looked at only when there is something in it that an answer changes.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Duration;
+
+use rustc_hash::FxHashMap;
+use tokio::time::Instant;
+
+use crate::core::breaker::{Admission, Breaker, BreakerState};
+use crate::core::error::ConnectError;
+use crate::core::load::Load;
+
+/// A request that waited for less says nothing of a node: its caller was in a hurry.
+const TELLING_WAIT: Duration = Duration::from_millis(250);
+
+/// All nodes that the client has had to do with.
+pub(crate) struct Health {
+    origin: Instant,
+    /// The ids come from the cluster's own map, so nobody can choose them to collide.
+    nodes: RwLock<FxHashMap<u64, Arc<NodeHealth>>>,
+}
+
+/// One node.
+pub(crate) struct NodeHealth {
+    node: u64,
+    origin: Instant,
+    load: Load,
+    answered_ns: AtomicU64,
+    /// Whether there are failures that an answer would wipe out.
+    in_trouble: AtomicBool,
+    circuit: Mutex<Circuit>,
+}
+
+#[derive(Default)]
+struct Circuit {
+    breaker: Breaker,
+    /// The last failure.
+    last: Option<ConnectError>,
+}
+
+impl Health {
+    pub(crate) fn new(origin: Instant) -> Self {
+        Self {
+            origin,
+            nodes: RwLock::default(),
+        }
+    }
+
+    /// What is known of a node.
+    pub(crate) fn of(&self, node: u64) -> Arc<NodeHealth> {
+        let known = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(health) = known.get(&node) {
+            return Arc::clone(health);
+        }
+        drop(known);
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        let health = nodes.entry(node).or_insert_with(|| {
+            Arc::new(NodeHealth {
+                node,
+                origin: self.origin,
+                load: Load::default(),
+                answered_ns: AtomicU64::new(0),
+                in_trouble: AtomicBool::new(false),
+                circuit: Mutex::default(),
+            })
+        });
+        Arc::clone(health)
+    }
+
+    /// Forgets the nodes that are not in the map any more.
+    pub(crate) fn retain(&self, is_member: impl Fn(u64) -> bool) {
+        let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
+        nodes.retain(|&node, _| is_member(node));
+    }
+}
+
+impl NodeHealth {
+    pub(crate) const fn load(&self) -> &Load {
+        &self.load
+    }
+
+    /// The time, as the core counts it.
+    pub(crate) fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    /// The node answered what was sent at `sent`. `is_measured`: the time it took says how quick it is.
+    pub(crate) fn answered(&self, sent: Instant, is_measured: bool) {
+        let now = Instant::now();
+        let at = now.saturating_duration_since(self.origin);
+        self.answered_ns.store(at.as_nanos() as u64, Ordering::Relaxed);
+        if is_measured {
+            self.load.measure(now.saturating_duration_since(sent), at);
+        }
+        if self.in_trouble.load(Ordering::Relaxed) {
+            self.is_well();
+        }
+    }
+
+    fn is_well(&self) {
+        let mut circuit = self.circuit();
+        circuit.last = None;
+        if circuit.breaker.answered() {
+            tracing::info!(node = self.node, "the node answers again");
+        }
+        self.in_trouble.store(false, Ordering::Relaxed);
+    }
+
+    /// The node did not answer what was sent at `sent`. `true`: it is left alone from now on.
+    pub(crate) fn timed_out(&self, peer: &str, sent: Instant, random: u64) -> bool {
+        let waited = sent.elapsed();
+        let sent_ns = sent.saturating_duration_since(self.origin).as_nanos() as u64;
+        if waited < TELLING_WAIT || self.answered_ns.load(Ordering::Relaxed) >= sent_ns {
+            return false;
+        }
+        let error = ConnectError::NoAnswer {
+            peer: peer.to_owned(),
+            after: waited,
+        };
+        self.failed(&error, random)
+    }
+
+    /// There is no connection to the node to be had, or a probe failed. `true`: it is left alone from now on.
+    pub(crate) fn failed(&self, error: &ConnectError, random: u64) -> bool {
+        let now = self.now();
+        let mut circuit = self.circuit();
+        circuit.last = Some(error.clone());
+        let has_opened = circuit.breaker.failed(now, random);
+        self.in_trouble.store(true, Ordering::Relaxed);
+        drop(circuit);
+        if has_opened {
+            tracing::warn!(node = self.node, %error, "the node does not answer: reads go to others where they can");
+        }
+        has_opened
+    }
+
+    /// Whether to send it what another can answer as well.
+    pub(crate) fn admit(&self) -> Admission {
+        if !self.in_trouble.load(Ordering::Relaxed) {
+            return Admission::Pass;
+        }
+        let now = self.now();
+        self.circuit().breaker.admit(now)
+    }
+
+    /// Whether it is thought not to answer.
+    pub(crate) fn is_down(&self) -> bool {
+        self.in_trouble.load(Ordering::Relaxed) && self.circuit().breaker.state() != BreakerState::Closed
+    }
+
+    /// Why it is left alone and since when; `None`: it is not.
+    pub(crate) fn down(&self, peer: &str) -> Option<ConnectError> {
+        if !self.is_down() {
+            return None;
+        }
+        let now = self.now();
+        let circuit = self.circuit();
+        Some(ConnectError::Down {
+            node: self.node,
+            peer: peer.to_owned(),
+            since: now.saturating_sub(circuit.breaker.since()?),
+            last: Box::new(circuit.last.clone()?),
+        })
+    }
+
+    fn circuit(&self) -> MutexGuard<'_, Circuit> {
+        self.circuit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
