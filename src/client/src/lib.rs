@@ -56,6 +56,7 @@ mod front;
 
 pub use self::core::consistency::{Consistency, ParseConsistencyError};
 pub use self::core::error::{ConnectError, Error, InDoubt, NotSent, Rejected, State};
+pub use self::core::hedge::{HedgeDelay, HedgePolicy};
 pub use self::core::reply::{Entry, GetReply, Meta, NodeStats, ScanEntry, WriteReply};
 pub use self::core::retry::RetryPolicy;
 pub use self::core::session::{ParseTokenError, SessionToken};

@@ -3,7 +3,7 @@
 //! The average weighs samples by time, not by number (as the Unix load average does), so that a burst of answers does not wipe out
 //! what went before it. What was measured long ago counts for less, so that a node that was slow once is tried again.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Time over which the average moves most of the way to what is measured now.
@@ -14,7 +14,9 @@ const HALF_LIFE_NS: u64 = 2_000_000_000;
 /// What is measured of one node. All methods may be called from many threads; a sample that is lost in a race is lost.
 #[derive(Debug, Default)]
 pub struct Load {
-    outstanding: AtomicU32,
+    /// Requests that were sent, and those of them that are over. Two counters cost what one of those under way would.
+    sent: AtomicU64,
+    over: AtomicU64,
     /// The average; 0: nothing was measured yet.
     latency_ns: AtomicU64,
     /// When it was last measured.
@@ -28,7 +30,7 @@ pub struct Underway<'l>(&'l Load);
 
 impl Drop for Underway<'_> {
     fn drop(&mut self) {
-        self.0.outstanding.fetch_sub(1, Ordering::Relaxed);
+        self.0.over.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -44,7 +46,7 @@ pub struct Estimate {
 impl Load {
     /// A request is sent.
     pub fn begin(&self) -> Underway<'_> {
-        self.outstanding.fetch_add(1, Ordering::Relaxed);
+        self.sent.fetch_add(1, Ordering::Relaxed);
         Underway(self)
     }
 
@@ -73,7 +75,15 @@ impl Load {
         let halvings = (quiet / HALF_LIFE_NS).min(63);
         Estimate {
             latency: (average != 0).then(|| Duration::from_nanos((average >> halvings).max(1))),
-            outstanding: self.outstanding.load(Ordering::Relaxed),
+            outstanding: self.outstanding(),
+        }
+    }
+
+    /// Nobody waits any more for a read that has not been answered after `waited`. It would have taken longer, so it counts where that is
+    /// more than the average.
+    pub fn give_up(&self, waited: Duration, now: Duration) {
+        if nanos(waited) > self.latency_ns.load(Ordering::Relaxed) {
+            self.measure(waited, now);
         }
     }
 
@@ -87,7 +97,15 @@ impl Load {
 
     /// Requests under way.
     pub fn outstanding(&self) -> u32 {
-        self.outstanding.load(Ordering::Relaxed)
+        // In this order: what is over was sent.
+        let over = self.over.load(Ordering::Relaxed);
+        let sent = self.sent.load(Ordering::Relaxed);
+        u32::try_from(sent.saturating_sub(over)).unwrap_or(u32::MAX)
+    }
+
+    /// Requests sent so far.
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
     }
 }
 
@@ -124,7 +142,17 @@ mod tests {
         assert_eq!(load.outstanding(), 2);
         drop(first);
         drop(second);
-        assert_eq!(load.outstanding(), 0);
+        assert_eq!((load.outstanding(), load.sent()), (0, 2));
+    }
+
+    #[test]
+    fn what_was_given_up_only_makes_a_node_look_slower() {
+        let load = Load::default();
+        load.measure(10 * MS, MS);
+        load.give_up(5 * MS, 10_000 * MS);
+        assert_eq!(load.latency(), Some(10 * MS));
+        load.give_up(50 * MS, 10_000 * MS);
+        assert!(load.latency().unwrap() > 40 * MS);
     }
 
     #[test]

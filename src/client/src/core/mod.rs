@@ -14,6 +14,7 @@ pub mod breaker;
 pub mod choice;
 pub mod consistency;
 pub mod error;
+pub mod hedge;
 pub mod load;
 pub mod pending;
 pub mod refresh;

@@ -18,9 +18,9 @@ pub struct RetryPolicy {
     pub initial_backoff: Duration,
     /// Longest wait between two attempts, before what a node asks for.
     pub max_backoff: Duration,
-    /// Retries earned by a hundred requests: 20 is one retry for five requests in the long run.
+    /// Retries, or hedges, earned by a hundred requests: 20 is one for five requests in the long run.
     pub budget_percent: u32,
-    /// Retries that can be saved up. It is also what a new client starts with. 0 switches retries off.
+    /// Retries that can be saved up. It is also what a new client starts with. 0 switches retries and hedges off.
     pub budget_capacity: u32,
 }
 
@@ -79,6 +79,17 @@ impl Budget {
         self.tokens
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |tokens| {
                 tokens.checked_sub(RETRY_COST)
+            })
+            .is_ok()
+    }
+
+    /// Pays for what would be good to have, such as a hedge: only while more than half of the capacity is left, so that retries always
+    /// find something.
+    pub fn withdraw_spare(&self) -> bool {
+        let floor = (self.capacity / 2).max(RETRY_COST);
+        self.tokens
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |tokens| {
+                (tokens > floor).then(|| tokens - RETRY_COST)
             })
             .is_ok()
     }
@@ -393,6 +404,25 @@ mod tests {
             budget.deposit();
         }
         assert_eq!(budget.left(), 2);
+    }
+
+    #[test]
+    fn hedges_leave_half_of_the_budget_to_retries() {
+        let policy = RetryPolicy {
+            budget_capacity: 10,
+            budget_percent: 0,
+            ..RetryPolicy::default()
+        };
+        let budget = Budget::new(&policy);
+        let hedges = (0..20).filter(|_| budget.withdraw_spare()).count();
+        assert_eq!((hedges, budget.left()), (5, 5));
+        let retries = (0..20).filter(|_| budget.withdraw()).count();
+        assert_eq!(retries, 5);
+        let none = Budget::new(&RetryPolicy {
+            budget_capacity: 0,
+            ..policy
+        });
+        assert!(!none.withdraw_spare() && !none.withdraw());
     }
 
     #[test]

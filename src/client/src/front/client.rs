@@ -15,6 +15,7 @@ use super::scan::Scan;
 use super::tls::Identity;
 use crate::core::consistency::Consistency;
 use crate::core::error::{ConnectError, Error, NotSent};
+use crate::core::hedge::HedgePolicy;
 use crate::core::reply::NodeStats;
 use crate::core::retry::RetryPolicy;
 use crate::core::session::SessionToken;
@@ -303,7 +304,7 @@ impl std::fmt::Debug for Client {
 }
 
 /// Configuration of a [`Client`]: who the cluster is, who the client is, and how patient.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct ClientBuilder {
     seeds: Vec<String>,
     cluster: String,
@@ -314,7 +315,26 @@ pub struct ClientBuilder {
     timeout: Option<Duration>,
     connect_timeout: Option<Duration>,
     retry: RetryPolicy,
+    hedge: Option<HedgePolicy>,
     consistency: Consistency,
+}
+
+impl Default for ClientBuilder {
+    fn default() -> Self {
+        Self {
+            seeds: Vec::new(),
+            cluster: String::new(),
+            ca: None,
+            certificate: None,
+            key: None,
+            name: None,
+            timeout: None,
+            connect_timeout: None,
+            retry: RetryPolicy::default(),
+            hedge: Some(HedgePolicy::default()),
+            consistency: Consistency::default(),
+        }
+    }
 }
 
 impl ClientBuilder {
@@ -399,6 +419,15 @@ impl ClientBuilder {
         self
     }
 
+    /// Whether a `get` that is slow to be answered is asked of a second replica too, and when. Unless set, `session` and `stale` reads are,
+    /// after as long as 95 of 100 of them take: any replica may answer those, and a second one costs a lookup. Linearizable ones are not
+    /// ([`HedgePolicy::linearizable`]). Each hedge is paid from the budget of [`ClientBuilder::retry`].
+    #[must_use]
+    pub const fn hedge(mut self, policy: Option<HedgePolicy>) -> Self {
+        self.hedge = policy;
+        self
+    }
+
     /// How fresh reads must be where they do not say so themselves; linearizable unless set.
     #[must_use]
     pub fn consistency(mut self, consistency: Consistency) -> Self {
@@ -435,6 +464,7 @@ impl ClientBuilder {
             timeout: self.timeout.unwrap_or(DEFAULT_TIMEOUT),
             connect_timeout: self.connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
             retry: self.retry,
+            hedge: self.hedge,
             consistency: self.consistency,
         };
         let inner = Inner::connect(identity, settings).await?;

@@ -12,6 +12,7 @@ use tracing::Instrument;
 
 use super::connection::{Connection, LARGE_REQUEST_BYTES, Loss};
 use super::health::Health;
+use super::hedging::Read;
 use super::maps::map_from_seeds;
 use super::pool::{Key, Pool};
 use super::tls::Identity;
@@ -19,6 +20,7 @@ use crate::core::breaker::Admission;
 use crate::core::choice::{Candidate, Turn, choose, falls_back};
 use crate::core::consistency::Consistency;
 use crate::core::error::{ConnectError, Error, InDoubt, NotSent, Refusal, Rejected};
+use crate::core::hedge::{HedgePolicy, Latencies};
 use crate::core::refresh::{Reason, Refresh};
 use crate::core::reply::Meta;
 use crate::core::retry::{Attempts, Budget, RetryPolicy};
@@ -39,6 +41,7 @@ pub(crate) struct Settings {
     pub(crate) timeout: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) retry: RetryPolicy,
+    pub(crate) hedge: Option<HedgePolicy>,
     pub(crate) consistency: Consistency,
 }
 
@@ -51,6 +54,8 @@ pub(crate) struct Inner {
     /// What was seen of each shard, as (epoch, index).
     pub(super) seen: Mutex<Vec<(u32, u64)>>,
     pub(super) budget: Budget,
+    /// Times that reads took which are hedged: relaxed ones, linearizable ones.
+    pub(super) latencies: [Latencies; 2],
     random: Arc<AtomicU64>,
     pub(super) refresh: Mutex<Refresh>,
     /// What times are counted from.
@@ -173,6 +178,7 @@ impl Inner {
             health,
             routes: RwLock::new(routes),
             seen,
+            latencies: Default::default(),
             random,
             refresh: Mutex::default(),
             origin,
@@ -276,6 +282,10 @@ impl Inner {
         // Why the node that others name as the leader could not be asked.
         let mut unreachable = None;
         let is_any_replicas = consistency.is_some_and(Consistency::is_any_replicas);
+        let hedged = self
+            .settings
+            .hedge
+            .filter(|policy| is_any_replicas || policy.linearizable);
         let mut asked = None;
         self.budget.deposit();
         loop {
@@ -291,10 +301,22 @@ impl Inner {
                 Ok(target) => {
                     asked = Some(target.node);
                     let len = request_len(&operation);
-                    match self
-                        .attempt(to, target, operation, len, options, (deadline, deadline), allowed)
-                        .await
-                    {
+                    let times = (deadline, deadline);
+                    let answer = match (operation, hedged) {
+                        (Operation::Get { key }, Some(policy)) => {
+                            let read = Read {
+                                to,
+                                key,
+                                options,
+                                deadline,
+                                allowed,
+                            };
+                            // Boxed, so that it does not make every other request's future larger.
+                            Box::pin(self.hedged(policy, is_any_replicas, target, &read)).await
+                        }
+                        _ => self.attempt(to, target, operation, len, options, times, allowed).await,
+                    };
+                    match answer {
                         Ok(answer) => return Ok(answer),
                         Err(failure) => failure,
                     }

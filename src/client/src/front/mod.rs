@@ -1,7 +1,7 @@
 //! The client over tokio and quinn.
 //!
 //! Builders ([`ops`], [`multi`], [`scan`]) turn what a caller asks into requests; [`dispatch`] routes them, sends them again
-//! where that is safe, and sorts errors; [`maps`] fetches the map, [`health`] knows which nodes
+//! where that is safe, and sorts errors; [`hedging`] asks twice; [`maps`] fetches the map, [`health`] knows which nodes
 //! answer, [`pool`] holds a [`connection`] for each core of each node; [`tls`] knows who the
 //! nodes must be. All decisions are the core's ([`crate::core`]); here are only the clock, the tasks and the sockets.
 
@@ -10,6 +10,7 @@ mod config;
 mod connection;
 mod dispatch;
 mod health;
+mod hedging;
 mod maps;
 mod multi;
 mod once;

@@ -7,6 +7,7 @@ mod connecting;
 #[path = "../fake/mod.rs"]
 mod fake;
 mod faults;
+mod hedges;
 mod once;
 mod replicas;
 mod routing;
