@@ -63,6 +63,6 @@ pub use self::core::session::{ParseTokenError, SessionToken};
 #[cfg(feature = "tokio")]
 pub use self::front::{
     Client, ClientBuilder, ClientConfig, ConfigError, Credential, Cursor, Delete, Get, Incr, Item, MultiDelete,
-    MultiGet, MultiPut, ParseCursorError, Put, PutItem, Refused, Scan, ScanPage, ScanStream, Touch,
+    MultiGet, MultiPut, ParseCursorError, Put, PutItem, Refused, Resolve, Resolving, Scan, ScanPage, ScanStream, Touch,
 };
 pub use generation_proto::Map;

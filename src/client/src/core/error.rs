@@ -253,6 +253,18 @@ pub enum ConnectError {
         /// What the resolver says.
         reason: String,
     },
+    /// A seed's name has addresses, and none of them can be used.
+    #[error(
+        "`{seed}` has {} addresses and none can be used: {}",
+        .errors.len(),
+        .errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    )]
+    NoAddress {
+        /// The seed as configured.
+        seed: String,
+        /// What is wrong with each address.
+        errors: Vec<ConnectError>,
+    },
     /// Nothing answered.
     #[error(
         "no answer from {peer} within {}: check that a node runs there and that UDP gets through",
@@ -423,6 +435,7 @@ impl ConnectError {
             Self::Version { .. } => "version",
             Self::Handshake { .. } => "handshake",
             Self::Down { .. } => "node_down",
+            Self::NoAddress { .. } => "no_address",
             Self::NoSeed(_) => "no_seed",
         }
     }
@@ -434,6 +447,7 @@ impl ConnectError {
             | Self::Unreachable { .. }
             | Self::Handshake { .. }
             | Self::Resolve { .. }
+            | Self::NoAddress { .. }
             | Self::NoSeed(_) => true,
             Self::Down { last, .. } => last.is_transient(),
             Self::Config(_)

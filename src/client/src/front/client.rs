@@ -12,6 +12,7 @@ use super::multi::{MultiDelete, MultiGet, MultiPut, PutItem};
 use super::once::Sessions;
 use super::ops::{Delete, Get, Incr, Put, Touch};
 use super::scan::Scan;
+use super::seeds::{Resolve, Resolver};
 use super::tls::Identity;
 use crate::core::consistency::Consistency;
 use crate::core::error::{ConnectError, Error, NotSent};
@@ -24,6 +25,11 @@ use crate::core::session::SessionToken;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time allowed for a connection attempt unless set otherwise.
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Time between two looks at the map without a reason, unless set otherwise.
+const DEFAULT_REFRESH_INTERVAL: Duration = Duration::from_mins(1);
+/// Shortest such time.
+const SHORTEST_REFRESH_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A client of one cluster.
 ///
@@ -307,6 +313,8 @@ impl std::fmt::Debug for Client {
 #[derive(Debug, Clone)]
 pub struct ClientBuilder {
     seeds: Vec<String>,
+    resolver: Resolver,
+    refresh_interval: Option<Duration>,
     cluster: String,
     ca: Option<Credential>,
     certificate: Option<Credential>,
@@ -323,6 +331,8 @@ impl Default for ClientBuilder {
     fn default() -> Self {
         Self {
             seeds: Vec::new(),
+            resolver: Resolver::default(),
+            refresh_interval: None,
             cluster: String::new(),
             ca: None,
             certificate: None,
@@ -349,7 +359,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Adds a node to start from, as `HOST:PORT`. One that answers is enough; the others are found through it.
+    /// Adds a node to start from, as `HOST:PORT`. One that answers is enough; the others are found through it. A name may have several
+    /// addresses, of one node or of many.
     #[must_use]
     pub fn seed(mut self, seed: impl Into<String>) -> Self {
         self.seeds.push(seed.into());
@@ -360,6 +371,21 @@ impl ClientBuilder {
     #[must_use]
     pub fn seeds<S: Into<String>>(mut self, seeds: impl IntoIterator<Item = S>) -> Self {
         self.seeds = seeds.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Who finds the addresses of seeds; the system's resolver unless set. It is asked when the client connects, whenever no node of the
+    /// map answers, and every [`ClientBuilder::refresh_interval`].
+    #[must_use]
+    pub fn resolver(mut self, resolve: impl Resolve + 'static) -> Self {
+        self.resolver = Resolver::new(resolve);
+        self
+    }
+
+    /// How often the map is fetched and seeds are looked for without a reason; about every minute unless set, every 10 ms at most.
+    #[must_use]
+    pub const fn refresh_interval(mut self, interval: Duration) -> Self {
+        self.refresh_interval = Some(interval);
         self
     }
 
@@ -460,6 +486,11 @@ impl ClientBuilder {
         let settings = Settings {
             cluster: self.cluster,
             seeds: self.seeds,
+            resolver: self.resolver,
+            refresh_interval: self
+                .refresh_interval
+                .unwrap_or(DEFAULT_REFRESH_INTERVAL)
+                .max(SHORTEST_REFRESH_INTERVAL),
             name,
             timeout: self.timeout.unwrap_or(DEFAULT_TIMEOUT),
             connect_timeout: self.connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),

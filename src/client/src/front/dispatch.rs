@@ -13,8 +13,9 @@ use tracing::Instrument;
 use super::connection::{Connection, LARGE_REQUEST_BYTES, Loss};
 use super::health::Health;
 use super::hedging::Read;
-use super::maps::map_from_seeds;
+use super::maps::keep_up;
 use super::pool::{Key, Pool};
+use super::seeds::{Resolver, Seeds};
 use super::tls::Identity;
 use crate::core::breaker::Admission;
 use crate::core::choice::{Candidate, Turn, choose, falls_back};
@@ -37,6 +38,8 @@ const COPY_BELOW_BYTES: usize = 16 << 10;
 pub(crate) struct Settings {
     pub(crate) cluster: String,
     pub(crate) seeds: Vec<String>,
+    pub(crate) resolver: Resolver,
+    pub(crate) refresh_interval: Duration,
     pub(crate) name: String,
     pub(crate) timeout: Duration,
     pub(crate) connect_timeout: Duration,
@@ -49,6 +52,7 @@ pub(crate) struct Settings {
 pub(crate) struct Inner {
     pub(super) settings: Settings,
     pub(super) pool: Arc<Pool>,
+    pub(super) seeds: Seeds,
     pub(super) health: Arc<Health>,
     pub(super) routes: RwLock<Routes>,
     /// What was seen of each shard, as (epoch, index).
@@ -159,7 +163,12 @@ impl Inner {
                 Box::new(move || next_random(&random)),
             ))
         };
-        let map = match map_from_seeds(&pool, &settings).await {
+        let seeds = Seeds::new(
+            settings.seeds.clone(),
+            settings.resolver.clone(),
+            settings.connect_timeout,
+        );
+        let map = match seeds.map(&pool).await {
             Ok(map) => map,
             Err(error) => {
                 pool.close();
@@ -171,10 +180,12 @@ impl Inner {
             reason: error.to_string(),
         })?;
         let seen = Mutex::new(vec![(0, 0); usize::from(routes.shards())]);
-        Ok(Arc::new(Self {
+        let interval = settings.refresh_interval;
+        let inner = Arc::new(Self {
             budget: Budget::new(&settings.retry),
             settings,
             pool,
+            seeds,
             health,
             routes: RwLock::new(routes),
             seen,
@@ -182,7 +193,9 @@ impl Inner {
             random,
             refresh: Mutex::default(),
             origin,
-        }))
+        });
+        tokio::spawn(keep_up(Arc::downgrade(&inner), interval));
+        Ok(inner)
     }
 
     /// The time, as the core counts it.

@@ -1,26 +1,27 @@
-//! Fetching the map: from the seeds when the client starts, later from whichever node answers first.
+//! Fetching the map from whichever node answers first: when there is a reason, and every now and then.
 //!
 //! When to fetch is the core's decision ([`crate::core::refresh`]). A map that turns out to be older than the one the client has is
 //! passed over ([`crate::core::routing::Routes::install`]), so it does not matter who answers.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use generation_proto::{Map, Operation, Reply, Request, RequestOptions, Status};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use super::connection::Connection;
-use super::dispatch::{Inner, Settings, lost, protocol_error};
-use super::pool::{Key, Pool};
-use crate::core::error::{ConnectError, Error, NotSent};
+use super::dispatch::{Inner, lost, protocol_error};
+use super::pool::Key;
+use crate::core::error::{Error, NotSent};
 use crate::core::refresh::Reason;
+use crate::core::retry::jittered;
 use crate::core::routing::Installed;
 
 /// Between the attempts at two nodes, so that the first is used when it is well, and one that keeps silent holds up nobody for long.
-const STAGGER: Duration = Duration::from_millis(150);
+pub(super) const STAGGER: Duration = Duration::from_millis(150);
 /// Nodes of the map that are asked before the seeds are.
 const NODES_ASKED: usize = 8;
 
@@ -74,7 +75,7 @@ impl Inner {
             }
         }
         drop(asked);
-        match map_from_seeds(&self.pool, &self.settings).await {
+        match self.seeds.map(&self.pool).await {
             Ok(map) => self.install(map),
             Err(error) => Err(last.unwrap_or_else(|| error.into())),
         }
@@ -139,60 +140,22 @@ impl Inner {
     }
 }
 
-/// The map from whichever seed answers first.
-pub(super) async fn map_from_seeds(pool: &Arc<Pool>, settings: &Settings) -> Result<Map, ConnectError> {
-    let mut attempts: FuturesUnordered<_> = settings
-        .seeds
-        .iter()
-        .enumerate()
-        .map(|(n, seed)| async move {
-            sleep(STAGGER * n as u32).await;
-            map_from_seed(pool, seed, settings.connect_timeout).await
-        })
-        .collect();
-    let mut errors = Vec::new();
-    while let Some(result) = attempts.next().await {
-        match result {
-            Ok(map) => return Ok(map),
-            Err(error) => errors.push(error),
+/// Fetches the map and looks where the seeds are every `interval` for as long as the client is there, so that one which has had nothing to
+/// do for a while still finds a cluster that has moved.
+pub(super) async fn keep_up(inner: Weak<Inner>, interval: Duration) {
+    while let Some(random) = inner.upgrade().map(|inner| inner.random()) {
+        // So that clients which were started together do not go on asking together.
+        sleep(jittered(interval, random)).await;
+        let Some(inner) = inner.upgrade() else { break };
+        inner.seeds.resolve().await;
+        if let Err(error) = inner.refresh(None).await {
+            tracing::debug!(%error, "no node has a map to give");
         }
-    }
-    match errors.len() {
-        1 => Err(errors.remove(0)),
-        _ => Err(ConnectError::NoSeed(errors)),
     }
 }
 
-async fn map_from_seed(pool: &Arc<Pool>, seed: &str, wait: Duration) -> Result<Map, ConnectError> {
-    let unresolved = |reason: String| ConnectError::Resolve {
-        seed: seed.to_owned(),
-        reason,
-    };
-    let addrs = match timeout(wait, tokio::net::lookup_host(seed)).await {
-        Ok(addrs) => addrs.map_err(|error| unresolved(error.to_string()))?,
-        Err(_) => return Err(unresolved("the resolver does not answer".to_owned())),
-    };
-    let mut last = unresolved("it has none".to_owned());
-    for addr in addrs {
-        let asked = async {
-            let connection = pool.get(Key { addr, core: 0 }, None, Instant::now() + wait).await?;
-            fetch_map(&connection, wait).await
-        };
-        match asked.await {
-            Ok(map) => return Ok(map),
-            Err(Error::NotSent(NotSent::Connect(error))) => last = *error,
-            Err(error) => {
-                last = ConnectError::Handshake {
-                    peer: addr.to_string(),
-                    reason: error.to_string(),
-                }
-            }
-        }
-    }
-    Err(last)
-}
-
-async fn fetch_map(connection: &Arc<Connection>, wait: Duration) -> Result<Map, Error> {
+/// The map as a node has it.
+pub(super) async fn fetch_map(connection: &Arc<Connection>, wait: Duration) -> Result<Map, Error> {
     let peer = connection.peer.addr.as_str();
     let request = |id, out: &mut _| {
         Request {
