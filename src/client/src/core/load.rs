@@ -110,10 +110,11 @@ impl Load {
 }
 
 impl Estimate {
-    /// Whether this node is the better choice of the two. Where one was never measured, it is the one with less under way.
+    /// Whether this node is the better choice of the two. Where one was never measured, or they differ by less than a factor of two, which
+    /// may be chance, it is the one with less under way: a node that is left alone is not measured either.
     pub fn is_better_than(&self, other: &Self) -> bool {
         match (self.latency, other.latency) {
-            (Some(own), Some(others)) => {
+            (Some(own), Some(others)) if own > 2 * others || others > 2 * own => {
                 let cost = |latency: Duration, outstanding: u32| latency.as_nanos() * (u128::from(outstanding) + 1);
                 cost(own, self.outstanding) < cost(others, other.outstanding)
             }

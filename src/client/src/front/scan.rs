@@ -25,7 +25,27 @@ use crate::core::session::SessionToken;
 /// Entries a page is asked for, unless set otherwise.
 const DEFAULT_PAGE_ENTRIES: u32 = 1000;
 
-/// Where a scan goes on. As text (`SHARD.POSITION`) it survives the process; a position is good on every replica.
+/// Where a scan goes on. As text (`SHARD.POSITION`) it survives the process; a position is good on every replica, so a scan outlives the
+/// nodes that it began with too.
+///
+/// ```
+/// # mod fake { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake/mod.rs")); }
+/// # fake::example(async |client| {
+/// use futures_util::TryStreamExt;
+/// use generation_client::Cursor;
+///
+/// client.multi_put([("a", "1"), ("b", "2"), ("c", "3")]).await;
+/// let mut keys = client.keys().page_size(1).stream();
+/// let first = keys.try_next().await?.unwrap();
+/// // Kept in a file, say, for the day the program is started again.
+/// let kept = keys.cursor().unwrap().to_string();
+///
+/// let cursor: Cursor = kept.parse()?;
+/// let rest: Vec<_> = client.keys().resume(cursor).stream().try_collect().await?;
+/// assert!(rest.len() == 2 && rest.iter().all(|entry| entry.key != first.key));
+/// # Ok(())
+/// # });
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Cursor {
     shard: u16,
@@ -200,7 +220,8 @@ impl Scan {
         })
     }
 
-    /// The entries one by one. The next page is fetched while this one is being taken.
+    /// The entries one by one. The next page is fetched while this one is being taken. A page is asked for again, elsewhere if need be, for
+    /// as long as its time lasts; after an error the stream is over, and [`ScanStream::cursor`] is where to go on.
     pub fn stream(self) -> ScanStream {
         ScanStream {
             at: Some(self.first()),

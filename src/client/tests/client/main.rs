@@ -11,6 +11,7 @@ mod hedges;
 mod once;
 mod replicas;
 mod routing;
+mod scans;
 mod seeds;
 
 use std::time::Duration;

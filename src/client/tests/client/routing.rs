@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use generation_client::{Client, Error, RetryPolicy};
+use generation_client::{Client, Error, RetryPolicy, State};
 use generation_proto::options::Moved;
 use generation_proto::{Opcode, ReplyOptions, Status};
 
@@ -161,4 +161,36 @@ async fn a_batch_gives_each_key_its_own_result() {
     first.script(|_| Act::Refuse(Status::NoQuorum, ReplyOptions::default()));
     let results = client.multi_get(["a"]).timeout(Duration::from_millis(50)).await;
     assert!(matches!(results[0], Err(Error::NotSent(_))));
+}
+
+#[tokio::test]
+async fn a_batch_over_two_nodes_tells_what_became_of_each_key_when_one_of_them_dies() {
+    let authority = Authority::new();
+    let (first, second, client) = two(&authority).await;
+    let mut map = map_of(6, &[(1, first.addr, 1), (2, second.addr, 1)], 1, 6);
+    map.shards[2].leader = 2;
+    map.shards[3].leader = 2;
+    first.set_map(map.clone());
+    second.set_map(map);
+    client.map().await.unwrap();
+    second.script(|seen| match seen.opcode {
+        Opcode::MultiPut => Act::ServeAndClose,
+        _ => Act::Serve,
+    });
+    let keys: Vec<Vec<u8>> = (0..4).map(key_of_shard).collect();
+    let written = client.multi_put(keys.iter().map(|key| (key, "v"))).await;
+    for (shard, result) in written.iter().enumerate() {
+        match result {
+            Ok(written) => assert!(shard < 2 && written.meta.node == 1),
+            Err(error) => assert!(shard >= 2 && error.state() == State::InDoubt, "{shard}: {error}"),
+        }
+    }
+    // A read is asked again instead: of the node that comes back, or of another.
+    second.script(|seen| match seen.opcode {
+        Opcode::MultiGet if seen.nth == 0 => Act::Close,
+        _ => Act::Serve,
+    });
+    for read in client.multi_get(&keys).await {
+        assert_eq!(read.unwrap().value().unwrap(), "v");
+    }
 }

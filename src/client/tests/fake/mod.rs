@@ -537,6 +537,12 @@ fn first_key<'a>(operation: &Operation<'a>) -> Option<&'a [u8]> {
     }
 }
 
+/// Where a key is in the order of scans, which is the same on every node: FNV-1a.
+fn position_of(key: &[u8]) -> u64 {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    key.iter().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
 }
@@ -730,19 +736,21 @@ impl World {
 
     fn page(&self, scan: &Scan<'_>, values: bool, body: &mut BytesMut) {
         let store = self.entries.store.lock().unwrap();
-        let matching: Vec<_> = store
+        let mut matching: Vec<_> = store
             .iter()
             .filter(|(key, _)| self.shard_of(key) == scan.shard && key.starts_with(scan.prefix))
-            .skip(scan.cursor as usize)
+            .map(|(key, stored)| (position_of(key), key, stored))
+            .filter(|(position, ..)| *position >= scan.cursor)
             .collect();
+        matching.sort_unstable();
         let count = matching.len().min(scan.limit as usize);
         let page = Page {
-            next: scan.cursor + count as u64,
+            next: matching.get(count).map_or(u64::MAX, |(position, ..)| *position),
             count: count as u32,
             done: count == matching.len(),
         };
         body.extend_from_slice(&page.to_bytes());
-        for (key, (value, version, expires_at_ms)) in &matching[..count] {
+        for (_, key, (value, version, expires_at_ms)) in &matching[..count] {
             PageEntry {
                 key,
                 value: if values { value } else { &[] },
