@@ -344,6 +344,12 @@ pub enum ConnectError {
         /// What came of the last attempt.
         last: Box<ConnectError>,
     },
+    /// The blocking client was called inside an asynchronous runtime.
+    #[error(
+        "the blocking client was called inside an asynchronous runtime, where waiting holds up every task of its thread: use \
+         generation_client::Client there"
+    )]
+    InAsync,
     /// None of the seeds could be connected to.
     #[error("none of the seeds can be used: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     NoSeed(Vec<ConnectError>),
@@ -435,6 +441,7 @@ impl ConnectError {
             Self::Version { .. } => "version",
             Self::Handshake { .. } => "handshake",
             Self::Down { .. } => "node_down",
+            Self::InAsync => "in_async",
             Self::NoAddress { .. } => "no_address",
             Self::NoSeed(_) => "no_seed",
         }
@@ -451,6 +458,7 @@ impl ConnectError {
             | Self::NoSeed(_) => true,
             Self::Down { last, .. } => last.is_transient(),
             Self::Config(_)
+            | Self::InAsync
             | Self::ServerCertificate { .. }
             | Self::ClientCertificate { .. }
             | Self::WrongCluster { .. }

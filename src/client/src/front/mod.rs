@@ -5,6 +5,7 @@
 //! answer, [`pool`] holds a [`connection`] for each core of each node; [`tls`] knows who the
 //! nodes must be. All decisions are the core's ([`crate::core`]); here are only the clock, the tasks and the sockets.
 
+pub mod blocking;
 mod client;
 mod config;
 mod connection;

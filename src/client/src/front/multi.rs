@@ -141,6 +141,10 @@ impl<'c, K: AsRef<[u8]>> MultiGet<'c, K> {
     common_options!();
     read_options!();
 
+    pub(super) const fn len(&self) -> usize {
+        self.keys.len()
+    }
+
     /// Sends it; a result per key, in the order given.
     pub async fn send(self) -> Vec<Result<GetReply, Error>>
     where
@@ -199,6 +203,10 @@ impl<'c, T: PutItem> MultiPut<'c, T> {
         self
     }
 
+    pub(super) const fn len(&self) -> usize {
+        self.items.len()
+    }
+
     /// Sends it; a result per item, in the order given.
     pub async fn send(self) -> Vec<Result<WriteReply, Error>>
     where
@@ -243,6 +251,10 @@ impl<'c, K: AsRef<[u8]>> MultiDelete<'c, K> {
     }
 
     common_options!();
+
+    pub(super) const fn len(&self) -> usize {
+        self.keys.len()
+    }
 
     /// Sends it; a result per key, in the order given. [`WriteReply::found`] says whether there was an entry.
     pub async fn send(self) -> Vec<Result<WriteReply, Error>>

@@ -1,6 +1,7 @@
 //! The client against a node in the same process that can be told to misbehave.
 
 mod basics;
+mod blocking;
 mod chaos;
 mod connecting;
 #[allow(dead_code, reason = "the examples in the documentation use another part of it")]

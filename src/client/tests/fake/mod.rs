@@ -45,6 +45,21 @@ where
     });
 }
 
+/// Runs an example of a program that is not asynchronous against a fresh node.
+pub(crate) fn blocking_example<F>(example: F)
+where
+    F: FnOnce(ClientBuilder) -> Result<(), Box<dyn Error>>,
+{
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let authority = Authority::new();
+    let node = runtime.block_on(async { FakeNode::start(&authority, 1, 2) });
+    example(authority.builder(&[&node])).unwrap();
+}
+
 /// A certificate and its key, DER.
 pub(crate) struct Issued {
     pub(crate) certificate: Vec<u8>,
@@ -333,6 +348,14 @@ impl FakeNode {
     /// Connections that were opened so far.
     pub(crate) fn connections(&self) -> usize {
         self.world.connections.load(Ordering::SeqCst)
+    }
+
+    /// Connections that are open now.
+    pub(crate) fn open_connections(&self) -> usize {
+        let open = self.world.open.lock().unwrap();
+        open.iter()
+            .filter(|connection| connection.close_reason().is_none())
+            .count()
     }
 
     /// What is stored under `key`.
