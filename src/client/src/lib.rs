@@ -80,9 +80,11 @@ pub mod core;
 #[cfg(feature = "tokio")]
 mod front;
 
+pub use self::core::breaker::BreakerState;
 pub use self::core::consistency::{Consistency, ParseConsistencyError};
 pub use self::core::error::{ConnectError, Error, InDoubt, NotSent, Rejected, State};
 pub use self::core::hedge::{HedgeDelay, HedgePolicy};
+pub use self::core::metrics::{Metrics, NodeMetrics};
 pub use self::core::reply::{Entry, GetReply, Meta, NodeStats, ScanEntry, WriteReply};
 pub use self::core::retry::RetryPolicy;
 pub use self::core::session::{ParseTokenError, SessionToken};

@@ -16,6 +16,7 @@ pub mod consistency;
 pub mod error;
 pub mod hedge;
 pub mod load;
+pub mod metrics;
 pub mod pending;
 pub mod refresh;
 pub mod reply;

@@ -48,6 +48,7 @@ use super::ops::{Delete, Get, Incr, Put, Touch};
 use super::scan::{Cursor, ScanPage, ScanStream};
 use crate::core::consistency::Consistency;
 use crate::core::error::{ConnectError, Error};
+use crate::core::metrics::Metrics;
 use crate::core::reply::{GetReply, NodeStats, ScanEntry, WriteReply};
 use crate::core::session::SessionToken;
 
@@ -194,6 +195,11 @@ impl Client {
     /// The cluster's map as the client knows it, without asking.
     pub fn known_map(&self) -> Map {
         self.client.known_map()
+    }
+
+    /// What this client has done so far and what it thinks of each node; see [`crate::Client::metrics`].
+    pub fn metrics(&self) -> Metrics {
+        self.client.metrics()
     }
 
     /// Counters of every node, one result a node; see [`crate::Client::stats`].

@@ -17,6 +17,7 @@ use super::tls::Identity;
 use crate::core::consistency::Consistency;
 use crate::core::error::{ConnectError, Error, NotSent};
 use crate::core::hedge::HedgePolicy;
+use crate::core::metrics::Metrics;
 use crate::core::reply::NodeStats;
 use crate::core::retry::RetryPolicy;
 use crate::core::session::SessionToken;
@@ -213,6 +214,24 @@ impl Client {
     /// The cluster's map as the client knows it, without asking.
     pub fn known_map(&self) -> Map {
         self.inner.current_map()
+    }
+
+    /// What this client has done so far and what it thinks of each node, without asking anybody; [`Client::stats`] is what the nodes tell.
+    ///
+    /// ```
+    /// # mod fake { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake/mod.rs")); }
+    /// # fake::example(async |client| {
+    /// client.get("k").await?;
+    /// let metrics = client.metrics();
+    /// for node in &metrics.nodes {
+    ///     println!("node {}: {} requests, reads take {:?}, {}", node.node, node.requests, node.latency, node.breaker.name());
+    /// }
+    /// assert_eq!((metrics.retries, metrics.hedges), (0, 0));
+    /// # Ok(())
+    /// # });
+    /// ```
+    pub fn metrics(&self) -> Metrics {
+        self.inner.metrics()
     }
 
     /// Counters of every node, one result a node, in the order of the map.

@@ -22,6 +22,7 @@ use crate::core::choice::{Candidate, Turn, choose, falls_back};
 use crate::core::consistency::Consistency;
 use crate::core::error::{ConnectError, Error, InDoubt, NotSent, Refusal, Rejected};
 use crate::core::hedge::{HedgePolicy, Latencies};
+use crate::core::metrics::Metrics;
 use crate::core::refresh::{Reason, Refresh};
 use crate::core::reply::Meta;
 use crate::core::retry::{Attempts, Budget, RetryPolicy};
@@ -60,10 +61,32 @@ pub(crate) struct Inner {
     pub(super) budget: Budget,
     /// Times that reads took which are hedged: relaxed ones, linearizable ones.
     pub(super) latencies: [Latencies; 2],
+    pub(super) counters: Counters,
     random: Arc<AtomicU64>,
     pub(super) refresh: Mutex<Refresh>,
     /// What times are counted from.
     origin: Instant,
+}
+
+/// What happened so far, off the way of a request that is answered at once.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) redirects: AtomicU64,
+    pub(super) retries: AtomicU64,
+    pub(super) hedges: AtomicU64,
+    pub(super) hedges_won: AtomicU64,
+}
+
+impl Counters {
+    /// Another attempt is made, after `delay`.
+    pub(super) fn note_attempt(&self, delay: Duration) {
+        let counter = if delay.is_zero() {
+            &self.redirects
+        } else {
+            &self.retries
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Whom a request is for.
@@ -190,6 +213,7 @@ impl Inner {
             routes: RwLock::new(routes),
             seen,
             latencies: Default::default(),
+            counters: Counters::default(),
             random,
             refresh: Mutex::default(),
             origin,
@@ -213,6 +237,24 @@ impl Inner {
 
     pub(crate) fn retries_left(&self) -> u32 {
         self.budget.left()
+    }
+
+    pub(crate) fn metrics(&self) -> Metrics {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let routes = self.read_routes();
+        let nodes = routes.map().nodes.iter();
+        Metrics {
+            requests: self.health.sent(),
+            redirects: read(&self.counters.redirects),
+            retries: read(&self.counters.retries),
+            hedges: read(&self.counters.hedges),
+            hedges_won: read(&self.counters.hedges_won),
+            retries_left: self.budget.left(),
+            map_epoch: routes.epoch(),
+            nodes: nodes
+                .map(|node| self.health.of(node.id).metrics(node.addr.to_string()))
+                .collect(),
+        }
     }
 
     pub(crate) fn permits_taken(&self) -> usize {
@@ -350,6 +392,7 @@ impl Inner {
                 return Err(explained(failure.error, unreachable));
             };
             tracing::debug!(error = %failure.error, ?delay, "trying again");
+            self.counters.note_attempt(delay);
             if matches!(failure.error, Error::NotSent(NotSent::Connect(_))) {
                 unreachable = Some(failure.error);
             }

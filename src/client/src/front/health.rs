@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::core::breaker::{Admission, Breaker, BreakerState};
 use crate::core::error::ConnectError;
 use crate::core::load::Load;
+use crate::core::metrics::NodeMetrics;
 
 /// A request that waited for less says nothing of a node: its caller was in a hurry.
 const TELLING_WAIT: Duration = Duration::from_millis(250);
@@ -22,6 +23,8 @@ pub(crate) struct Health {
     origin: Instant,
     /// The ids come from the cluster's own map, so nobody can choose them to collide.
     nodes: RwLock<FxHashMap<u64, Arc<NodeHealth>>>,
+    /// Requests sent to nodes that have left.
+    sent_to_others: AtomicU64,
 }
 
 /// One node.
@@ -47,6 +50,7 @@ impl Health {
         Self {
             origin,
             nodes: RwLock::default(),
+            sent_to_others: AtomicU64::new(0),
         }
     }
 
@@ -74,7 +78,20 @@ impl Health {
     /// Forgets the nodes that are not in the map any more.
     pub(crate) fn retain(&self, is_member: impl Fn(u64) -> bool) {
         let mut nodes = self.nodes.write().unwrap_or_else(PoisonError::into_inner);
-        nodes.retain(|&node, _| is_member(node));
+        nodes.retain(|&node, health| {
+            let keep = is_member(node);
+            if !keep {
+                self.sent_to_others.fetch_add(health.load.sent(), Ordering::Relaxed);
+            }
+            keep
+        });
+    }
+
+    /// Requests sent to all nodes, those that have left included.
+    pub(crate) fn sent(&self) -> u64 {
+        let nodes = self.nodes.read().unwrap_or_else(PoisonError::into_inner);
+        let sent: u64 = nodes.values().map(|health| health.load.sent()).sum();
+        sent + self.sent_to_others.load(Ordering::Relaxed)
     }
 }
 
@@ -165,6 +182,22 @@ impl NodeHealth {
             since: now.saturating_sub(circuit.breaker.since()?),
             last: Box::new(circuit.last.clone()?),
         })
+    }
+
+    /// What is known of it, for people; `addr` is its address.
+    pub(crate) fn metrics(&self, addr: String) -> NodeMetrics {
+        let now = self.now();
+        let circuit = self.circuit();
+        NodeMetrics {
+            node: self.node,
+            addr,
+            requests: self.load.sent(),
+            outstanding: self.load.outstanding(),
+            latency: self.load.latency(),
+            breaker: circuit.breaker.state(),
+            failures: circuit.breaker.failures(),
+            silent_for: circuit.breaker.since().map(|since| now.saturating_sub(since)),
+        }
     }
 
     fn circuit(&self) -> MutexGuard<'_, Circuit> {

@@ -5,6 +5,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
@@ -53,11 +54,15 @@ impl Inner {
             second = other.node,
             "slow: another replica is asked too"
         );
+        self.counters.hedges.fetch_add(1, Ordering::Relaxed);
         let second_start = Instant::now();
         let second = pin!(self.ask(other, read));
         let (answer, loser) = match select(first, second).await {
             Either::Left((Ok(answer), _)) => (Ok(answer), Some((other, second_start))),
-            Either::Right((Ok(answer), _)) => (Ok(answer), Some((target, start))),
+            Either::Right((Ok(answer), _)) => {
+                self.counters.hedges_won.fetch_add(1, Ordering::Relaxed);
+                (Ok(answer), Some((target, start)))
+            }
             Either::Left((Err(failure), second)) => (second.await.map_err(|_| failure), None),
             Either::Right((Err(_), first)) => (first.await, None),
         };

@@ -565,7 +565,10 @@ impl<'s> Scatter<'s> {
                 }
             }
             match delay {
-                Some(delay) if !left.is_empty() => sleep(delay).await,
+                Some(delay) if !left.is_empty() => {
+                    self.inner.counters.note_attempt(delay);
+                    sleep(delay).await;
+                }
                 _ => break,
             }
         }

@@ -258,6 +258,7 @@ impl Inner {
                 unreachable = Some(failure.error.clone());
             }
             tracing::debug!(error = %failure.error, ?delay, "trying again under the same number");
+            self.counters.note_attempt(delay);
             if !delay.is_zero() {
                 sleep(delay).await;
             }

@@ -55,6 +55,8 @@ async fn a_slow_read_is_asked_again_elsewhere_and_the_slow_request_is_dropped() 
     }
     assert_eq!(gets(&nodes), 60);
     assert_eq!(client.retries_left(), 1000 - 30);
+    let metrics = client.metrics();
+    assert_eq!((metrics.hedges, metrics.hedges_won, metrics.retries), (30, 30, 0));
     until("nothing is left of the losers", || client.in_flight() == 0).await;
 }
 

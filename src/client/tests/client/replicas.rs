@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use generation_client::{Client, Consistency, Error, RetryPolicy, State};
+use generation_client::{BreakerState, Client, Consistency, Error, RetryPolicy, State};
 use generation_proto::options::{Moved, ReplyOptions};
 use generation_proto::{Opcode, Status};
 
@@ -94,6 +94,8 @@ async fn what_a_replica_cannot_tell_is_asked_of_the_leader_at_no_cost() {
     let asked = counts(&nodes, Opcode::Get);
     assert!(asked[0] == 100 && asked[1] > 0 && asked[2] > 0, "{asked:?}");
     assert_eq!(counts(&nodes, Opcode::Map), maps, "there is nothing to learn from that");
+    let metrics = client.metrics();
+    assert_eq!((metrics.redirects as usize, metrics.retries), (asked[1] + asked[2], 0));
     // Whoever leads is as fresh as can be, so what it refuses is refused.
     nodes[0].script(|_| Act::Refuse(Status::TooStale, ReplyOptions::default()));
     let error = client.get("k").stale(AGE).await.unwrap_err();
@@ -175,6 +177,9 @@ async fn a_replica_that_keeps_silent_is_left_alone_until_a_probe_finds_it_well()
         drop(in_a_hurry.await);
     }
     let asked = nodes[2].count(Opcode::Get);
+    let seen = client.metrics().nodes[2].clone();
+    assert_eq!((seen.node, seen.breaker, seen.failures), (3, BreakerState::Open, 3));
+    assert!(seen.silent_for.unwrap() > Duration::ZERO && seen.requests >= 3 && seen.outstanding == 0);
     for _ in 0..200 {
         read().await.unwrap();
     }
@@ -188,6 +193,12 @@ async fn a_replica_that_keeps_silent_is_left_alone_until_a_probe_finds_it_well()
     };
     tokio::time::timeout(Duration::from_secs(20), found_well).await.unwrap();
     assert!(nodes[2].count(Opcode::Ping) > 0);
+    let seen = client.metrics().nodes[2].clone();
+    assert_eq!(
+        (seen.breaker, seen.failures, seen.silent_for),
+        (BreakerState::Closed, 0, None)
+    );
+    assert!(seen.latency.is_some());
 }
 
 #[tokio::test]
