@@ -86,12 +86,21 @@ impl Budget {
     /// Pays for what would be good to have, such as a hedge: only while more than half of the capacity is left, so that retries always
     /// find something.
     pub fn withdraw_spare(&self) -> bool {
-        let floor = (self.capacity / 2).max(RETRY_COST);
+        let floor = self.spare_above();
         self.tokens
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |tokens| {
                 (tokens > floor).then(|| tokens - RETRY_COST)
             })
             .is_ok()
+    }
+
+    /// Whether there is anything for what would be good to have.
+    pub fn has_spare(&self) -> bool {
+        self.tokens.load(Ordering::Relaxed) > self.spare_above()
+    }
+
+    fn spare_above(&self) -> u32 {
+        (self.capacity / 2).max(RETRY_COST)
     }
 
     /// Whole retries that are left.
@@ -106,6 +115,8 @@ pub struct Attempts {
     deadline: Duration,
     /// Whether a retry of what is in doubt is deduplicated by the cluster.
     in_session: bool,
+    /// Whether it is a read whose attempts may have less time than the request.
+    is_read: bool,
     /// Attempts after the first.
     made: u32,
     /// Those of them that waited.
@@ -123,10 +134,17 @@ impl Attempts {
         Self {
             deadline,
             in_session,
+            is_read: false,
             made: 0,
             paced: 0,
             redirects: 0,
         }
+    }
+
+    /// The same, for a read: an attempt that was not answered in its time is followed by another.
+    #[must_use]
+    pub const fn of_read(self) -> Self {
+        Self { is_read: true, ..self }
     }
 
     /// When the request must be done.
@@ -169,7 +187,7 @@ impl Attempts {
         if matches!(error, Error::NotSent(NotSent::Connect(_))) {
             // A redirect that could not be followed has closed no circle.
             self.redirects = self.redirects.saturating_sub(1);
-        } else if !budget.withdraw() {
+        } else if !budget.withdraw() && !self.gave_up(error) {
             return None;
         }
         self.paced += 1;
@@ -177,13 +195,18 @@ impl Attempts {
         Some(delay)
     }
 
+    /// Whether a read gave up an attempt before its time. It did so while there was budget, and must not fail for it now.
+    const fn gave_up(&self, error: &Error) -> bool {
+        self.is_read && matches!(error, Error::NotSent(NotSent::Timeout { .. }))
+    }
+
     fn may_repeat(&self, error: &Error, redirected: bool) -> bool {
         match error {
             Error::Rejected(_) => false,
             Error::InDoubt(_) => self.in_session,
             Error::NotSent(error) => match error {
-                // An attempt in a session has less time than the request.
-                NotSent::Timeout { .. } => self.in_session,
+                // An attempt may have less time than the request.
+                NotSent::Timeout { .. } => self.in_session || self.is_read,
                 // Asking again gives the same answer.
                 NotSent::ReadOnly { .. } | NotSent::DiskFailed { .. } | NotSent::Protocol { .. } | NotSent::Closed => {
                     false
@@ -345,6 +368,30 @@ mod tests {
             None,
             "the budget is spent"
         );
+    }
+
+    #[test]
+    fn a_read_that_gave_an_attempt_up_makes_another_whatever_is_left_and_a_write_does_not() {
+        let policy = RetryPolicy {
+            budget_capacity: 1,
+            budget_percent: 0,
+            ..RetryPolicy::default()
+        };
+        let budget = Budget::new(&policy);
+        let timeout = NotSent::Timeout { after: NOW }.into();
+        let mut write = Attempts::new(DEADLINE, false);
+        assert_eq!(write.after(&timeout, false, NOW, &policy, &budget, 1), None);
+        let mut read = Attempts::new(DEADLINE, false).of_read();
+        for left in [0, 0] {
+            assert!(read.after(&timeout, false, NOW, &policy, &budget, 1).is_some());
+            assert_eq!(budget.left(), left);
+        }
+        assert_eq!(
+            read.after(&busy(1), false, NOW, &policy, &budget, 1),
+            None,
+            "others do fail for it"
+        );
+        assert_eq!(read.after(&timeout, false, DEADLINE, &policy, &budget, 1), None);
     }
 
     #[test]

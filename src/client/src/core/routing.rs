@@ -123,6 +123,11 @@ impl Routes {
         self.leaders.get(usize::from(shard)).map_or(0, |hint| hint.epoch)
     }
 
+    /// Whether there is a shard with more than one replica.
+    pub fn is_replicated(&self) -> bool {
+        self.map.shards.iter().any(|shard| shard.replicas.len() > 1)
+    }
+
     /// Where the leader of `shard` is, if that is known.
     pub fn leader(&self, shard: u16) -> Option<Target> {
         let hint = self.leaders.get(usize::from(shard))?;

@@ -361,13 +361,18 @@ impl Connection {
     /// Hands replies to those who wait for them.
     fn complete(&self, frames: &mut Vec<Frame>, wakers: &mut Vec<Waker>) {
         let mut state = self.lock();
+        let mut is_late = false;
         for frame in frames.drain(..) {
-            // A reply nobody waits for is one whose time had passed.
-            if let Some(waiting) = state.pending.get_mut(frame.request_id) {
-                wakers.extend(waiting.finish(Ok(frame)));
+            match state.pending.get_mut(frame.request_id) {
+                Some(waiting) => wakers.extend(waiting.finish(Ok(frame))),
+                // Nobody waits for it: its time had passed, or another answer came first.
+                None => is_late = true,
             }
         }
         drop(state);
+        if is_late {
+            self.health.answered_late();
+        }
         for waker in wakers.drain(..) {
             waker.wake();
         }

@@ -1,6 +1,6 @@
 //! A request's way: route, send, and, where that is safe, again.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -17,8 +17,7 @@ use super::maps::keep_up;
 use super::pool::{Key, Pool};
 use super::seeds::{Resolver, Seeds};
 use super::tls::Identity;
-use crate::core::breaker::Admission;
-use crate::core::choice::{Candidate, Turn, choose, falls_back};
+use crate::core::choice::{Turn, falls_back};
 use crate::core::consistency::Consistency;
 use crate::core::error::{ConnectError, Error, InDoubt, NotSent, Refusal, Rejected};
 use crate::core::hedge::{HedgePolicy, Latencies};
@@ -31,6 +30,8 @@ use crate::core::session::SessionToken;
 
 /// The part of the time left that a node is not told of, so that its answer arrives before this side gives up.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(100);
+/// How long one attempt at a read is waited for where another replica can be asked: longer than a node that is well ever takes.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Values shorter than this are copied out of the receive buffer, which they would otherwise keep alive whole.
 const COPY_BELOW_BYTES: usize = 16 << 10;
 
@@ -62,6 +63,8 @@ pub(crate) struct Inner {
     /// Times that reads took which are hedged: relaxed ones, linearizable ones.
     pub(super) latencies: [Latencies; 2],
     pub(super) counters: Counters,
+    /// Whether shards have several replicas.
+    pub(super) is_replicated: AtomicBool,
     random: Arc<AtomicU64>,
     pub(super) refresh: Mutex<Refresh>,
     /// What times are counted from.
@@ -203,6 +206,7 @@ impl Inner {
             reason: error.to_string(),
         })?;
         let seen = Mutex::new(vec![(0, 0); usize::from(routes.shards())]);
+        let is_replicated = AtomicBool::new(routes.is_replicated());
         let interval = settings.refresh_interval;
         let inner = Arc::new(Self {
             budget: Budget::new(&settings.retry),
@@ -214,6 +218,7 @@ impl Inner {
             seen,
             latencies: Default::default(),
             counters: Counters::default(),
+            is_replicated,
             random,
             refresh: Mutex::default(),
             origin,
@@ -334,6 +339,13 @@ impl Inner {
         let start = Instant::now();
         let deadline = start + allowed;
         let mut attempts = Attempts::new(allowed, false);
+        let is_read = matches!(
+            operation,
+            Operation::Get { .. } | Operation::Keys(_) | Operation::Entries(_)
+        );
+        if is_read {
+            attempts = attempts.of_read();
+        }
         // Why the node that others name as the leader could not be asked.
         let mut unreachable = None;
         let is_any_replicas = consistency.is_some_and(Consistency::is_any_replicas);
@@ -341,7 +353,7 @@ impl Inner {
             .settings
             .hedge
             .filter(|policy| is_any_replicas || policy.linearizable);
-        let mut asked = None;
+        let (mut asked, mut is_silent) = (None, false);
         self.budget.deposit();
         loop {
             if let (To::Shard(shard), Some(consistency)) = (to, consistency) {
@@ -350,20 +362,23 @@ impl Inner {
             let number = attempts.retries();
             let target = match to {
                 To::Shard(shard) if is_any_replicas => self.replica(&self.read_routes(), shard, number, asked),
+                // Where the leader does not answer this client it may still answer a follower.
+                To::Shard(shard) if is_read && is_silent => self.instead_of(shard, asked, number),
                 _ => self.target(to, number),
             };
             let failure = match target {
                 Ok(target) => {
                     asked = Some(target.node);
                     let len = request_len(&operation);
-                    let times = (deadline, deadline);
+                    let begun = if number == 0 { start } else { Instant::now() };
+                    let times = (deadline, self.until(&operation, begun, deadline));
                     let answer = match (operation, hedged) {
                         (Operation::Get { key }, Some(policy)) => {
                             let read = Read {
                                 to,
                                 key,
                                 options,
-                                deadline,
+                                times,
                                 allowed,
                             };
                             // Boxed, so that it does not make every other request's future larger.
@@ -393,6 +408,7 @@ impl Inner {
             };
             tracing::debug!(error = %failure.error, ?delay, "trying again");
             self.counters.note_attempt(delay);
+            is_silent = is_silence(&failure.error);
             if matches!(failure.error, Error::NotSent(NotSent::Connect(_))) {
                 unreachable = Some(failure.error);
             }
@@ -402,121 +418,20 @@ impl Inner {
         }
     }
 
-    pub(super) fn target(&self, to: To, attempt: u32) -> Result<Target, Error> {
-        let routes = self.read_routes();
-        let any = |id: u64| {
-            routes.node(id).map(|node| Target {
-                node: node.id,
-                addr: node.addr,
-                core: 0,
-            })
+    /// Until when the reply to an attempt is waited for that begins now: a read that another replica can be asked for, while there is budget
+    /// to ask it, does not spend all its time on one that keeps silent.
+    pub(super) fn until(&self, operation: &Operation<'_>, begun: Instant, deadline: Instant) -> Instant {
+        let patience = match operation {
+            Operation::Get { .. } | Operation::MultiGet(_) => PATIENCE,
+            // It can be megabytes.
+            Operation::Keys(_) | Operation::Entries(_) => PATIENCE.max(deadline.saturating_duration_since(begun) / 2),
+            _ => return deadline,
         };
-        match to {
-            To::Shard(shard) => leader_or_any(&routes, shard, attempt),
-            To::Node(id) => {
-                let target = any(id)
-                    .ok_or_else(|| Rejected::InvalidArgument(format!("there is no node {id} in the cluster's map")))?;
-                let health = self.health.of(id);
-                match health.admit() {
-                    Admission::Refuse => health
-                        .down(&target.addr.to_string())
-                        .map_or(Ok(target), |down| Err(down.into())),
-                    // The request is the probe.
-                    Admission::Probe => {
-                        self.pool.forgive(Key::of(target));
-                        Ok(target)
-                    }
-                    Admission::Pass => Ok(target),
-                }
-            }
-            To::Any => {
-                let nodes = &routes.map().nodes;
-                let first = attempt as usize % nodes.len().max(1);
-                let in_turn = || nodes[first..].iter().chain(&nodes[..first]).map(|node| node.id);
-                in_turn()
-                    .find(|&id| !self.health.of(id).is_down())
-                    .or_else(|| in_turn().next())
-                    .and_then(any)
-                    .ok_or_else(|| NotSent::NoLeader { shard: 0 }.into())
-            }
+        if self.is_replicated.load(Ordering::Relaxed) && self.budget.has_spare() {
+            deadline.min(begun + patience)
+        } else {
+            deadline
         }
-    }
-
-    /// Whom to ask what any replica may answer, in the attempt of this number after one at `asked`. Nodes that do not answer are left
-    /// out; it is an error when that leaves none. Those without a connection are connected to for the reads to come, and waited for only
-    /// where there is no other.
-    pub(super) fn replica(
-        self: &Arc<Self>,
-        routes: &Routes,
-        shard: u16,
-        number: u32,
-        asked: Option<u64>,
-    ) -> Result<Target, Error> {
-        if Turn::of_attempt(number) == Turn::Leader
-            && let Some(leader) = routes.leader(shard)
-            && asked != Some(leader.node)
-            && !self.health.of(leader.node).is_down()
-        {
-            return Ok(leader);
-        }
-        let now = self.now();
-        let (mut connected, mut others, mut down) = (Vec::new(), Vec::new(), None);
-        for target in routes.replicas(shard) {
-            let health = self.health.of(target.node);
-            match health.admit() {
-                Admission::Pass => {
-                    let is_ready = self.pool.is_ready(Key::of(target), target.node);
-                    let candidates = if is_ready { &mut connected } else { &mut others };
-                    candidates.push(Candidate {
-                        target,
-                        // The map does not say where a node is.
-                        zone: None,
-                        estimate: health.load().estimate(now),
-                    });
-                    continue;
-                }
-                Admission::Probe => self.probe(target),
-                Admission::Refuse => {}
-            }
-            down = down.or_else(|| health.down(&target.addr.to_string()));
-        }
-        let chosen = choose(&connected, None, asked, self.random());
-        if let Some(chosen) = chosen.or_else(|| choose(&others, None, asked, self.random())) {
-            return Ok(chosen);
-        }
-        match down {
-            Some(down) => Err(down.into()),
-            // A shard without replicas in the map: whoever there is may know better.
-            None => leader_or_any(routes, shard, number),
-        }
-    }
-
-    /// Sees in the background whether a node answers again.
-    fn probe(self: &Arc<Self>, target: Target) {
-        let (inner, target) = (self.clone(), Target { core: 0, ..target });
-        tokio::spawn(async move {
-            inner.pool.forgive(Key::of(target));
-            let allowed = inner.settings.connect_timeout;
-            let until = Instant::now() + allowed;
-            let ping = Operation::Ping { payload: b"generation" };
-            let options = RequestOptions::default();
-            let asked = inner.attempt(
-                To::Node(target.node),
-                target,
-                ping,
-                64,
-                options,
-                (until, until),
-                allowed,
-            );
-            if asked.await.is_err() {
-                let no_answer = ConnectError::NoAnswer {
-                    peer: target.addr.to_string(),
-                    after: allowed,
-                };
-                inner.health.of(target.node).failed(&no_answer, inner.random());
-            }
-        });
     }
 
     /// One attempt at a request of about `len` bytes that must be done by `deadline`; its reply is waited for until `until`. Whatever it
@@ -573,7 +488,7 @@ impl Inner {
                     // It waited for a place in this client; the node does not know of it.
                     Loss::TimedOut { queued: false } => {}
                     Loss::TimedOut { queued: true } => {
-                        if connection.health.timed_out(&connection.peer.addr, sent, self.random()) {
+                        if connection.health.unanswered(target.addr, sent, self.random()) {
                             self.unreachable(target);
                         } else {
                             self.silent(to, target);
@@ -740,17 +655,6 @@ impl Drop for Inner {
     }
 }
 
-/// Where the leader of a shard is, or whom to ask about it.
-fn leader_or_any(routes: &Routes, shard: u16, attempt: u32) -> Result<Target, Error> {
-    routes.target(shard, attempt).ok_or_else(|| {
-        Rejected::InvalidArgument(format!(
-            "there is no shard {shard}: the cluster has {}, counted from 0",
-            routes.shards()
-        ))
-        .into()
-    })
-}
-
 /// The error for a request without a reply.
 pub(crate) fn lost(loss: Loss, peer: &str, is_write: bool, allowed: Duration) -> Error {
     match loss {
@@ -769,11 +673,19 @@ pub(crate) fn lost(loss: Loss, peer: &str, is_write: bool, allowed: Duration) ->
     }
 }
 
+/// Whether an attempt failed because its node did not answer.
+pub(super) const fn is_silence(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::NotSent(NotSent::Timeout { .. } | NotSent::Connect(_) | NotSent::ConnectionLost { .. })
+    )
+}
+
 /// The error of a request whose last attempt failed with `last`. That nobody leads is what a client sees whose network does not reach the
 /// leader: then that is the error.
 pub(super) fn explained(last: Error, unreachable: Option<Error>) -> Error {
     match (last, unreachable) {
-        (Error::NotSent(NotSent::NoLeader { .. } | NotSent::Timeout { .. }), Some(unreachable)) => unreachable,
+        (Error::NotSent(NotSent::NoLeader { .. }), Some(unreachable)) => unreachable,
         (last, _) => last,
     }
 }

@@ -3,6 +3,7 @@
 //! The decisions are the core's ([`crate::core::load`], [`crate::core::breaker`]). Answers of a node that is well touch atomics and no
 //! lock: the breaker is looked at only when there is something in it that an answer changes.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
@@ -15,8 +16,8 @@ use crate::core::error::ConnectError;
 use crate::core::load::Load;
 use crate::core::metrics::NodeMetrics;
 
-/// A request that waited for less says nothing of a node: its caller was in a hurry.
-const TELLING_WAIT: Duration = Duration::from_millis(250);
+/// Silence that is shorter says nothing of a node: its callers were in a hurry.
+const TELLING_SILENCE: Duration = Duration::from_millis(250);
 
 /// All nodes that the client has had to do with.
 pub(crate) struct Health {
@@ -33,6 +34,8 @@ pub(crate) struct NodeHealth {
     origin: Instant,
     load: Load,
     answered_ns: AtomicU64,
+    /// When the first request was sent that it was not waited for any longer, if it has not answered since; 0: none.
+    silent_ns: AtomicU64,
     /// Whether there are failures that an answer would wipe out.
     in_trouble: AtomicBool,
     circuit: Mutex<Circuit>,
@@ -68,6 +71,7 @@ impl Health {
                 origin: self.origin,
                 load: Load::default(),
                 answered_ns: AtomicU64::new(0),
+                silent_ns: AtomicU64::new(0),
                 in_trouble: AtomicBool::new(false),
                 circuit: Mutex::default(),
             })
@@ -127,18 +131,38 @@ impl NodeHealth {
         self.in_trouble.store(false, Ordering::Relaxed);
     }
 
-    /// The node did not answer what was sent at `sent`. `true`: it is left alone from now on.
-    pub(crate) fn timed_out(&self, peer: &str, sent: Instant, random: u64) -> bool {
-        let waited = sent.elapsed();
-        let sent_ns = sent.saturating_duration_since(self.origin).as_nanos() as u64;
-        if waited < TELLING_WAIT || self.answered_ns.load(Ordering::Relaxed) >= sent_ns {
+    /// The node answered something that nobody waits for any more: it is slow, and not silent.
+    pub(crate) fn answered_late(&self) {
+        self.answered_ns
+            .store(self.since_origin_ns(Instant::now()), Ordering::Relaxed);
+    }
+
+    /// What was sent at `sent` is not waited for any longer. `true`: the node is left alone from now on.
+    pub(crate) fn unanswered(&self, peer: SocketAddr, sent: Instant, random: u64) -> bool {
+        let now = Instant::now();
+        let sent_ns = self.since_origin_ns(sent).max(1);
+        let answered_ns = self.answered_ns.load(Ordering::Relaxed);
+        if answered_ns >= sent_ns {
+            return false;
+        }
+        let mut silent_ns = self.silent_ns.load(Ordering::Relaxed);
+        if silent_ns <= answered_ns {
+            silent_ns = sent_ns;
+            self.silent_ns.store(sent_ns, Ordering::Relaxed);
+        }
+        let silence = Duration::from_nanos(self.since_origin_ns(now).saturating_sub(silent_ns));
+        if silence < TELLING_SILENCE {
             return false;
         }
         let error = ConnectError::NoAnswer {
-            peer: peer.to_owned(),
-            after: waited,
+            peer: peer.to_string(),
+            after: silence,
         };
         self.failed(&error, random)
+    }
+
+    fn since_origin_ns(&self, time: Instant) -> u64 {
+        time.saturating_duration_since(self.origin).as_nanos() as u64
     }
 
     /// There is no connection to the node to be had, or a probe failed. `true`: it is left alone from now on.

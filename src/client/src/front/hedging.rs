@@ -22,7 +22,8 @@ pub(super) struct Read<'r> {
     pub(super) to: To,
     pub(super) key: &'r [u8],
     pub(super) options: RequestOptions,
-    pub(super) deadline: Instant,
+    /// When it must be done, and until when this attempt is waited for.
+    pub(super) times: (Instant, Instant),
     pub(super) allowed: Duration,
 }
 
@@ -71,14 +72,17 @@ impl Inner {
         if let Some((loser, since)) = loser {
             let health = self.health.of(loser.node);
             health.load().give_up(since.elapsed(), health.now());
+            if health.unanswered(loser.addr, since, self.random()) {
+                self.unreachable(loser);
+            }
         }
         answer
     }
 
     async fn ask(self: &Arc<Self>, target: Target, read: &Read<'_>) -> Result<Answer, Failure> {
         let operation = Operation::Get { key: read.key };
-        let (len, times) = (request_len(&operation), (read.deadline, read.deadline));
-        self.attempt(read.to, target, operation, len, read.options, times, read.allowed)
+        let len = request_len(&operation);
+        self.attempt(read.to, target, operation, len, read.options, read.times, read.allowed)
             .await
     }
 

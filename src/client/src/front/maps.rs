@@ -4,6 +4,7 @@
 //! passed over ([`crate::core::routing::Routes::install`]), so it does not matter who answers.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
@@ -122,6 +123,7 @@ impl Inner {
         })?;
         let shards = usize::from(routes.shards());
         let nodes: Vec<(u64, SocketAddr)> = routes.map().nodes.iter().map(|node| (node.id, node.addr)).collect();
+        self.is_replicated.store(routes.is_replicated(), Ordering::Relaxed);
         drop(routes);
         tracing::debug!(epoch, ?installed, "map");
         if installed == Installed::Older {

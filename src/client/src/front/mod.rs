@@ -1,9 +1,9 @@
 //! The client over tokio and quinn.
 //!
-//! Builders ([`ops`], [`multi`], [`scan`]) turn what a caller asks into requests; [`dispatch`] routes them, sends them again
-//! where that is safe, and sorts errors; [`hedging`] asks twice; [`maps`] fetches the map, [`seeds`] the first one, [`health`] knows which nodes
-//! answer, [`pool`] holds a [`connection`] for each core of each node; [`tls`] knows who the
-//! nodes must be. All decisions are the core's ([`crate::core`]); here are only the clock, the tasks and the sockets.
+//! Builders ([`ops`], [`multi`], [`scan`]) turn what a caller asks into requests; [`dispatch`] sends them, again where that is safe, and
+//! sorts errors; [`targets`] knows whom to ask and [`hedging`] asks twice; [`maps`] fetches the map, [`seeds`] the first one; [`health`]
+//! knows which nodes answer; [`pool`] holds a [`connection`] for each core of each node; [`tls`] knows who the nodes must be. [`blocking`]
+//! waits for all of it. All decisions are the core's ([`crate::core`]); here are only the clock, the tasks and the sockets.
 
 pub mod blocking;
 mod client;
@@ -19,6 +19,7 @@ mod ops;
 mod pool;
 mod scan;
 mod seeds;
+mod targets;
 mod tls;
 
 pub use client::{Client, ClientBuilder};

@@ -19,7 +19,7 @@ use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
 use super::client::Client;
-use super::dispatch::{Answer, Inner, To, check_key, keep};
+use super::dispatch::{Answer, Inner, To, check_key, is_silence, keep};
 use super::once::{Sessions, Unfinished};
 use super::ops::{Sending, common_options, read_options, ttl_ms};
 use crate::core::choice::{Turn, falls_back};
@@ -541,15 +541,26 @@ impl<'s> Scatter<'s> {
             }
         }
         let mut attempts = Attempts::new(self.allowed, false);
+        if self.is_read() {
+            attempts = attempts.of_read();
+        }
+        // Who did not answer in the last round.
+        let mut silent = None;
         self.inner.budget.deposit();
         for round in 0.. {
-            let batches = self.batches(&left, round, &mut results);
+            let batches = self.batches(&left, round, silent.take(), &mut results);
             left.clear();
             let mut delay = None;
             // Encoding and sending is driven from here; up to so many batches are on their way at a time.
             let mut gathered =
                 stream::iter(batches.into_iter().map(|batch| self.send(batch))).buffer_unordered(BATCHES_AT_ONCE);
             while let Some((batch, outcome, full)) = gathered.next().await {
+                if outcome
+                    .first()
+                    .is_some_and(|outcome| outcome.as_ref().is_err_and(is_silence))
+                {
+                    silent = Some(batch.target.node);
+                }
                 // What did not fit a full reply is asked for again at once.
                 let mut wait = full.then_some(Some(Duration::ZERO));
                 for (n, result) in batch.members.iter().copied().zip(outcome) {
@@ -578,6 +589,10 @@ impl<'s> Scatter<'s> {
             .collect()
     }
 
+    fn is_read(&self) -> bool {
+        self.opcode == Opcode::MultiGet
+    }
+
     fn is_any_replicas(&self) -> bool {
         self.consistency.is_some_and(Consistency::is_any_replicas)
     }
@@ -596,13 +611,9 @@ impl<'s> Scatter<'s> {
     }
 
     /// Groups `left` by whom it goes to and cuts the groups into batches.
-    fn batches(&self, left: &[usize], round: u32, results: &mut [Option<Outcome>]) -> Vec<Batch> {
+    fn batches(&self, left: &[usize], round: u32, silent: Option<u64>, results: &mut [Option<Outcome>]) -> Vec<Batch> {
         let per_shard = self.consistency.is_some_and(Consistency::is_per_shard);
-        let most = if self.opcode == Opcode::MultiGet {
-            BATCH_READS
-        } else {
-            BATCH_KEYS
-        };
+        let most = if self.is_read() { BATCH_READS } else { BATCH_KEYS };
         let (limits, longest_frame) = self.inner.pool.limits();
         let most_bytes = BATCH_BYTES.min(longest_frame.saturating_sub(FRAME_OVERHEAD));
         let routes = self.inner.read_routes();
@@ -621,11 +632,16 @@ impl<'s> Scatter<'s> {
             let shard = routes.shard_of(item.key);
             let known = &mut targets[usize::from(shard)];
             let known = known.get_or_insert_with(|| {
-                if self.is_any_replicas() {
-                    self.inner.replica(&routes, shard, round, None)
-                } else {
+                let leader = || {
                     let nobody = || NotSent::NoLeader { shard }.into();
                     routes.target(shard, round).ok_or_else(nobody)
+                };
+                if self.is_any_replicas() {
+                    self.inner.replica(&routes, shard, round, silent)
+                } else if self.is_read() && silent.is_some() {
+                    self.inner.replica(&routes, shard, 0, silent).or_else(|_| leader())
+                } else {
+                    leader()
                 }
             });
             let target = match known {
@@ -678,6 +694,7 @@ impl<'s> Scatter<'s> {
         let mut buffer = BytesMut::with_capacity(batch.bytes);
         let operation = self.operation(&batch.members, &mut buffer);
         let deadline = self.start + self.allowed;
+        let until = self.inner.until(&operation, Instant::now(), deadline);
         let to = To::Shard(batch.shard);
         let attempt = self.inner.attempt(
             to,
@@ -685,7 +702,7 @@ impl<'s> Scatter<'s> {
             operation,
             batch.bytes,
             options,
-            (deadline, deadline),
+            (deadline, until),
             self.allowed,
         );
         match attempt.await {

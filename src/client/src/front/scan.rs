@@ -267,9 +267,17 @@ pub struct ScanStream {
 /// The page at [`ScanStream::at`].
 enum Ahead {
     Unasked,
-    Asked(Pin<Box<dyn Future<Output = Fetched> + Send>>),
-    Here(Fetched),
+    Asked(Pin<Box<dyn Future<Output = Fetched> + Send>>, Need),
+    Here(Fetched, Need),
     Failed,
+}
+
+/// Whether somebody waited for a page when it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Now,
+    /// Its time may have passed while the entries before it were taken.
+    Later,
 }
 
 impl ScanStream {
@@ -285,12 +293,17 @@ impl ScanStream {
     fn look_ahead(&mut self, cx: &mut Context<'_>) {
         if let (Ahead::Unasked, Some(cursor)) = (&self.ahead, self.at) {
             let scan = self.scan.clone();
-            self.ahead = Ahead::Asked(Box::pin(async move { scan.page(cursor).await }));
+            let need = if self.entries.is_empty() {
+                Need::Now
+            } else {
+                Need::Later
+            };
+            self.ahead = Ahead::Asked(Box::pin(async move { scan.page(cursor).await }), need);
         }
-        if let Ahead::Asked(page) = &mut self.ahead
+        if let Ahead::Asked(page, need) = &mut self.ahead
             && let Poll::Ready(page) = page.as_mut().poll(cx)
         {
-            self.ahead = Ahead::Here(page);
+            self.ahead = Ahead::Here(page, *need);
         }
     }
 }
@@ -309,13 +322,15 @@ impl Stream for ScanStream {
             }
             this.look_ahead(cx);
             match std::mem::replace(&mut this.ahead, Ahead::Unasked) {
-                Ahead::Here(Ok(page)) => {
+                Ahead::Here(Ok(page), _) => {
                     this.taking = this.at.filter(|_| !page.entries.is_empty());
                     this.at = page.next;
                     this.entries = page.entries.into();
                     this.look_ahead(cx);
                 }
-                Ahead::Here(Err(error)) => {
+                // Now it has all its time.
+                Ahead::Here(Err(_), Need::Later) => {}
+                Ahead::Here(Err(error), Need::Now) => {
                     this.ahead = Ahead::Failed;
                     return Poll::Ready(Some(Err(error)));
                 }
@@ -324,7 +339,7 @@ impl Stream for ScanStream {
                     this.ahead = Ahead::Failed;
                     return Poll::Ready(None);
                 }
-                asked @ Ahead::Asked(_) => {
+                asked @ Ahead::Asked(..) => {
                     this.ahead = asked;
                     return Poll::Pending;
                 }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use generation_client::{Client, ClientBuilder, HedgeDelay, HedgePolicy, RetryPolicy};
+use generation_client::{BreakerState, Client, ClientBuilder, HedgeDelay, HedgePolicy, RetryPolicy};
 use generation_proto::Opcode;
 
 use crate::fake::{Act, Authority, FakeNode, map_of};
@@ -139,4 +139,35 @@ async fn a_hedge_that_fails_leaves_the_first_request_alone() {
     }
     assert_eq!(client.get("k").stale(AGE).await.unwrap().value().unwrap(), "v");
     assert_eq!(gets(&nodes), 2);
+}
+
+#[tokio::test]
+async fn a_replica_that_never_answers_is_left_alone_though_nobody_waits_for_it() {
+    let authority = Authority::new();
+    let (nodes, client) = two(&authority, |builder| builder.hedge(Some(SOON))).await;
+    nodes[1].script(|_| Act::Never);
+    let left_alone = async {
+        while client.metrics().nodes[1].breaker == BreakerState::Closed {
+            client.get("k").stale(AGE).await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), left_alone).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_replica_that_is_only_slow_is_not_taken_for_silent() {
+    let authority = Authority::new();
+    let (nodes, client) = two(&authority, |builder| builder.hedge(Some(SOON))).await;
+    nodes[1].script(|_| Act::Delay(Duration::from_millis(60)));
+    let begin = Instant::now();
+    // It loses every race, and its answers reach nobody.
+    while nodes[1].count(Opcode::Get) < 10 || begin.elapsed() < Duration::from_secs(1) {
+        client.get("k").stale(AGE).await.unwrap();
+        assert_eq!(client.metrics().nodes[1].breaker, BreakerState::Closed);
+        assert!(
+            begin.elapsed() < Duration::from_mins(1),
+            "it is not asked any more: {:?}",
+            client.metrics()
+        );
+    }
 }

@@ -229,3 +229,38 @@ async fn with_no_replica_left_relaxed_reads_fail_at_once_and_linearizable_reques
     client.get("k").stale(AGE).await.unwrap();
     waiting.abort();
 }
+
+#[tokio::test]
+async fn a_linearizable_read_that_its_leader_does_not_answer_is_asked_of_a_follower() {
+    let authority = Authority::new();
+    let (nodes, _) = three(&authority).await;
+    let client = authority.builder(&[&nodes[0]]).connect().await.unwrap();
+    client.put("k", "v").await.unwrap();
+    nodes[0].script(|_| Act::Never);
+    let (one, several) = (client.get("k").send(), client.multi_get(["k", "l"]).send());
+    let (one, several) = tokio::join!(one, several);
+    assert_ne!(one.unwrap().meta.node, 1);
+    assert_ne!(several[0].as_ref().unwrap().meta.node, 1);
+    assert_eq!((nodes[0].count(Opcode::Get), nodes[0].count(Opcode::MultiGet)), (1, 1));
+    // A write is the leader's alone: what became of it is unknown, and it is not sent again.
+    let written = client.put("k", "w").timeout(Duration::from_millis(1500)).await;
+    assert_eq!(written.unwrap_err().state(), State::InDoubt);
+    assert_eq!(counts(&nodes, Opcode::Put), [3, 0, 0]);
+}
+
+#[tokio::test]
+async fn without_budget_or_another_replica_a_slow_read_is_waited_for() {
+    let authority = Authority::new();
+    let (nodes, without_budget) = three(&authority).await;
+    let alone = FakeNode::start(&authority, 1, 1);
+    let single = authority.builder(&[&alone]).connect().await.unwrap();
+    for node in [&nodes[0], &alone] {
+        node.script(|_| Act::Delay(Duration::from_millis(1300)));
+    }
+    let (first, second) = tokio::join!(without_budget.get("k").send(), single.get("k").send());
+    assert_eq!((first.unwrap().meta.node, second.unwrap().meta.node), (1, 1));
+    assert_eq!(
+        (counts(&nodes, Opcode::Get), alone.count(Opcode::Get)),
+        (vec![1, 0, 0], 1)
+    );
+}

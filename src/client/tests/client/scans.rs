@@ -162,3 +162,36 @@ async fn pages_of_relaxed_scans_come_from_more_than_the_leader() {
     let pages: Vec<usize> = nodes.iter().map(|node| node.count(Opcode::Keys)).collect();
     assert!(pages.iter().filter(|&&count| count > 0).count() > 1, "{pages:?}");
 }
+
+#[tokio::test]
+async fn a_page_asked_for_ahead_is_asked_for_again_when_it_is_needed() {
+    let authority = Authority::new();
+    let nodes = three(&authority);
+    let client = connect(&authority, &nodes).await;
+    client.multi_put((0..40).map(|n| (format!("{{tag}}{n}"), "v"))).await;
+    for node in &nodes {
+        node.script(|seen| {
+            if seen.opcode == Opcode::Keys && seen.nth == 1 {
+                Act::Never
+            } else {
+                Act::Serve
+            }
+        });
+    }
+    let scan = client
+        .keys()
+        .prefix("{tag}")
+        .page_size(10)
+        .timeout(Duration::from_millis(100));
+    let mut stream = scan.shard(client.get("{tag}").await.unwrap().meta.shard).stream();
+    let mut listed = 0;
+    while let Some(entry) = stream.next().await {
+        entry.unwrap();
+        listed += 1;
+        if listed == 1 {
+            // Longer than the next page has, which was asked for just now.
+            tokio::time::sleep(Duration::from_millis(800)).await;
+        }
+    }
+    assert_eq!(listed, 40);
+}
