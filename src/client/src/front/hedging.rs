@@ -28,7 +28,8 @@ pub(super) struct Read<'r> {
 }
 
 impl Inner {
-    /// One attempt at a read, at `target` and, when that takes long, at another replica too. Both failures of both are that of the first.
+    /// One attempt at a read, at `target` and, when that takes long, at another replica too. Where both fail, it is as
+    /// the first did.
     pub(super) async fn hedged(
         self: &Arc<Self>,
         policy: HedgePolicy,

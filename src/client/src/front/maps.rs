@@ -8,10 +8,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::future::{BoxFuture, select_ok};
 use futures_util::stream::FuturesUnordered;
+use futures_util::{StreamExt, TryFutureExt};
 use generation_proto::{Map, Operation, Reply, Request, RequestOptions, Status};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::connection::Connection;
 use super::dispatch::{Inner, lost, protocol_error};
@@ -23,8 +24,10 @@ use crate::core::routing::Installed;
 
 /// Between the attempts at two nodes, so that the first is used when it is well, and one that keeps silent holds up nobody for long.
 pub(super) const STAGGER: Duration = Duration::from_millis(150);
-/// Nodes of the map that are asked before the seeds are.
+/// Nodes of the map that are asked.
 const NODES_ASKED: usize = 8;
+/// Time after which the seeds are asked too.
+const HEAD_START: Duration = Duration::from_millis(1500);
 
 impl Inner {
     /// Has the map fetched in the background, unless somebody does already. `from`: who is known to have a newer one.
@@ -55,8 +58,28 @@ impl Inner {
         self.refresh.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Fetches the map: from `from` if that is given, from nodes that are connected, from others of the map, at last from the seeds.
+    /// Fetches the map: from `from` if that is given, from nodes that are connected, from others of the map, and from the seeds when those
+    /// have nothing to say.
     pub(crate) async fn refresh(self: &Arc<Self>, from: Option<Key>) -> Result<(), Error> {
+        let mut nodes = Box::pin(self.map_from_nodes(from));
+        let seeds = || async { self.seeds.map(&self.pool).await.map_err(Error::from) };
+        let map = match timeout(HEAD_START, nodes.as_mut()).await {
+            Ok(Ok(map)) => map,
+            Ok(Err(None)) => seeds().await?,
+            Ok(Err(Some(error))) => seeds().await.map_err(|_| error)?,
+            Err(_) => {
+                let nodes: BoxFuture<'_, _> = nodes;
+                let answer = select_ok([nodes, Box::pin(seeds().map_err(Some))]).await;
+                answer
+                    .map_err(|error| error.expect("invariant: who took so long had somebody to ask"))?
+                    .0
+            }
+        };
+        self.install(map)
+    }
+
+    /// The map from the node of the known one that answers first; the last error, if there was anybody to ask.
+    async fn map_from_nodes(self: &Arc<Self>, from: Option<Key>) -> Result<Map, Option<Error>> {
         let wait = self.settings.connect_timeout;
         let mut asked: FuturesUnordered<_> = self
             .order(from)
@@ -71,15 +94,11 @@ impl Inner {
         let mut last = None;
         while let Some(answer) = asked.next().await {
             match answer {
-                Ok(map) => return self.install(map),
+                Ok(map) => return Ok(map),
                 Err(error) => last = Some(error),
             }
         }
-        drop(asked);
-        match self.seeds.map(&self.pool).await {
-            Ok(map) => self.install(map),
-            Err(error) => Err(last.unwrap_or_else(|| error.into())),
-        }
+        Err(last)
     }
 
     /// Whom to ask for the map, in this order.
