@@ -293,6 +293,20 @@ macro_rules! options {
     };
 }
 
+/// Options that every read has.
+macro_rules! read_options {
+    ($of:ident) => {
+        options! { $of:
+            timeout(timeout: Duration);
+            consistency(consistency: Consistency);
+            linearizable();
+            session(token: SessionToken);
+            read_your_writes();
+            stale(max_age: Duration);
+        }
+    };
+}
+
 /// What a request on one key does when it is sent.
 macro_rules! send {
     ($reply:ty) => {
@@ -318,14 +332,7 @@ macro_rules! send_all {
 }
 
 impl<K: AsRef<[u8]>> Request<'_, Get<'_, K>> {
-    options! { Get:
-        timeout(timeout: Duration);
-        consistency(consistency: Consistency);
-        linearizable();
-        session(token: SessionToken);
-        read_your_writes();
-        stale(max_age: Duration);
-    }
+    read_options!(Get);
     send!(GetReply);
 }
 
@@ -363,14 +370,7 @@ impl<K: AsRef<[u8]>> Request<'_, Touch<'_, K>> {
 }
 
 impl<K: AsRef<[u8]> + Sync> Request<'_, MultiGet<'_, K>> {
-    options! { MultiGet:
-        timeout(timeout: Duration);
-        consistency(consistency: Consistency);
-        linearizable();
-        session(token: SessionToken);
-        read_your_writes();
-        stale(max_age: Duration);
-    }
+    read_options!(MultiGet);
     send_all!(GetReply);
 }
 
@@ -398,13 +398,8 @@ pub struct Scan {
 }
 
 impl Scan {
+    read_options!(Scan);
     options! { Scan:
-        timeout(timeout: Duration);
-        consistency(consistency: Consistency);
-        linearizable();
-        session(token: SessionToken);
-        read_your_writes();
-        stale(max_age: Duration);
         prefix(prefix: impl AsRef<[u8]>);
         shard(shard: u16);
         resume(cursor: Cursor);

@@ -7,17 +7,12 @@ use std::time::Duration;
 use generation_client::{ConnectError, Cursor, Error, NotSent, blocking};
 use generation_proto::Opcode;
 
-use crate::fake::{Act, Authority, FakeNode};
+use crate::fake::{Act, Authority, FakeNode, beside};
 
 /// A node on a runtime of its own, and a client that waits.
 fn start() -> (tokio::runtime::Runtime, FakeNode, blocking::Client) {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
     let authority = Authority::new();
-    let node = runtime.block_on(async { FakeNode::start(&authority, 1, 2) });
+    let (runtime, node) = beside(&authority);
     let client = authority.builder(&[&node]).connect_blocking().unwrap();
     (runtime, node, client)
 }

@@ -45,18 +45,24 @@ where
     });
 }
 
-/// Runs an example of a program that is not asynchronous against a fresh node.
-pub(crate) fn blocking_example<F>(example: F)
-where
-    F: FnOnce(ClientBuilder) -> Result<(), Box<dyn Error>>,
-{
+/// A node on a runtime of its own, for programs that are not asynchronous.
+pub(crate) fn beside(authority: &Authority) -> (tokio::runtime::Runtime, FakeNode) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()
         .unwrap();
+    let node = runtime.block_on(async { FakeNode::start(authority, 1, 2) });
+    (runtime, node)
+}
+
+/// Runs an example of such a program against a fresh node.
+pub(crate) fn blocking_example<F>(example: F)
+where
+    F: FnOnce(ClientBuilder) -> Result<(), Box<dyn Error>>,
+{
     let authority = Authority::new();
-    let node = runtime.block_on(async { FakeNode::start(&authority, 1, 2) });
+    let (_runtime, node) = beside(&authority);
     example(authority.builder(&[&node])).unwrap();
 }
 
