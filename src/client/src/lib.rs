@@ -33,10 +33,36 @@
 //! # });
 //! ```
 //!
+//! Programs that are not asynchronous use [`blocking::Client`], which has the same operations.
+//!
+//! # A cluster of many nodes
+//!
+//! Writes and linearizable reads go to the leader of the key's shard. Reads that say how stale they may be, or what they must have
+//! seen, go to whichever replica looks quickest from here, and to a second one when the first takes long:
+//!
+//! ```
+//! # mod fake { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake/mod.rs")); }
+//! # fake::example(async |client| {
+//! use std::time::Duration;
+//!
+//! client.put("user:1", "Ada").await?;
+//! // What this client wrote, from any replica that has it.
+//! assert!(client.get("user:1").read_your_writes().await?.is_found());
+//! // A state at most a second old, whoever wrote it.
+//! let read = client.get("user:1").stale(Duration::from_secs(1)).await?;
+//! println!("from node {}", read.meta.node);
+//! # Ok(())
+//! # });
+//! ```
+//!
+//! A node that does not answer is noticed once for all requests and shards; relaxed reads pass it by until a probe finds it well. Seeds are
+//! names, resolved again when no node of the map answers and every now and then ([`ClientBuilder::seed`], [`Resolve`]). Scans go on on
+//! another replica when theirs dies, and in another process from a [`Cursor`]'s text.
+//!
 //! # What it promises
 //!
 //! - **Nothing is executed twice by itself.** What a node did not take ([`Error::NotSent`]) is tried again within the request's
-//!   time and a budget that all requests share; what may have been executed ([`Error::InDoubt`]) is handed to the caller, for
+//!   time and a budget that all requests share, hedges included; what may have been executed ([`Error::InDoubt`]) is handed to the caller, for
 //!   every write, also one that looks repeatable: another client may have written in between. Writes of [`Client::exactly_once`] are
 //!   numbered and repeated by the client, because the cluster executes a number once.
 //! - **A dropped future leaves nothing behind** in the client; whether its request was executed is then unknown.
@@ -54,14 +80,19 @@ pub mod core;
 #[cfg(feature = "tokio")]
 mod front;
 
+pub use self::core::breaker::BreakerState;
 pub use self::core::consistency::{Consistency, ParseConsistencyError};
 pub use self::core::error::{ConnectError, Error, InDoubt, NotSent, Rejected, State};
+pub use self::core::hedge::{HedgeDelay, HedgePolicy};
+pub use self::core::metrics::{Metrics, NodeMetrics};
 pub use self::core::reply::{Entry, GetReply, Meta, NodeStats, ScanEntry, WriteReply};
 pub use self::core::retry::RetryPolicy;
 pub use self::core::session::{ParseTokenError, SessionToken};
 #[cfg(feature = "tokio")]
+pub use self::front::blocking;
+#[cfg(feature = "tokio")]
 pub use self::front::{
     Client, ClientBuilder, ClientConfig, ConfigError, Credential, Cursor, Delete, Get, Incr, Item, MultiDelete,
-    MultiGet, MultiPut, ParseCursorError, Put, PutItem, Refused, Scan, ScanPage, ScanStream, Touch,
+    MultiGet, MultiPut, ParseCursorError, Put, PutItem, Refused, Resolve, Resolving, Scan, ScanPage, ScanStream, Touch,
 };
 pub use generation_proto::Map;

@@ -38,6 +38,11 @@ impl Consistency {
         }
     }
 
+    /// Whether any replica may answer, and not the leader alone or at its word.
+    pub const fn is_any_replicas(&self) -> bool {
+        !matches!(self, Self::Linearizable)
+    }
+
     /// Whether the option differs from shard to shard, so that one request cannot ask several shards.
     pub const fn is_per_shard(&self) -> bool {
         matches!(self, Self::ReadYourWrites | Self::Session(_))

@@ -253,6 +253,18 @@ pub enum ConnectError {
         /// What the resolver says.
         reason: String,
     },
+    /// A seed's name has addresses, and none of them can be used.
+    #[error(
+        "`{seed}` has {} addresses and none can be used: {}",
+        .errors.len(),
+        .errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    )]
+    NoAddress {
+        /// The seed as configured.
+        seed: String,
+        /// What is wrong with each address.
+        errors: Vec<ConnectError>,
+    },
     /// Nothing answered.
     #[error(
         "no answer from {peer} within {}: check that a node runs there and that UDP gets through",
@@ -317,6 +329,27 @@ pub enum ConnectError {
         /// What is wrong.
         reason: String,
     },
+    /// The node has not answered several times in a row, and is only probed until it does.
+    #[error(
+        "node {node} at {peer} has not answered for {} ({last}); it is asked again now and then: see `generation status`",
+        Millis(.since)
+    )]
+    Down {
+        /// The node.
+        node: u64,
+        /// Its address.
+        peer: String,
+        /// For how long it has not answered.
+        since: Duration,
+        /// What came of the last attempt.
+        last: Box<ConnectError>,
+    },
+    /// The blocking client was called inside an asynchronous runtime.
+    #[error(
+        "the blocking client was called inside an asynchronous runtime, where waiting holds up every task of its thread: use \
+         generation_client::Client there"
+    )]
+    InAsync,
     /// None of the seeds could be connected to.
     #[error("none of the seeds can be used: {}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     NoSeed(Vec<ConnectError>),
@@ -407,20 +440,30 @@ impl ConnectError {
             Self::WrongCluster { .. } => "wrong_cluster",
             Self::Version { .. } => "version",
             Self::Handshake { .. } => "handshake",
+            Self::Down { .. } => "node_down",
+            Self::InAsync => "in_async",
+            Self::NoAddress { .. } => "no_address",
             Self::NoSeed(_) => "no_seed",
         }
     }
 
     /// Whether a later attempt can succeed with nothing changed in the configuration.
     pub const fn is_transient(&self) -> bool {
-        matches!(
-            self,
+        match self {
             Self::NoAnswer { .. }
-                | Self::Unreachable { .. }
-                | Self::Handshake { .. }
-                | Self::Resolve { .. }
-                | Self::NoSeed(_)
-        )
+            | Self::Unreachable { .. }
+            | Self::Handshake { .. }
+            | Self::Resolve { .. }
+            | Self::NoAddress { .. }
+            | Self::NoSeed(_) => true,
+            Self::Down { last, .. } => last.is_transient(),
+            Self::Config(_)
+            | Self::InAsync
+            | Self::ServerCertificate { .. }
+            | Self::ClientCertificate { .. }
+            | Self::WrongCluster { .. }
+            | Self::Version { .. } => false,
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! The client without its sockets: routing, unanswered requests, retries, sessions and the sorting of errors.
+//! The client without its sockets: routing, fetching of the map, unanswered requests, retries, sessions and the
+//! sorting of errors.
 //!
 //! Everything here is a state machine that takes time and randomness as arguments and says what to do next. It reads no clock,
 //! starts no task and opens no socket, and it compiles without tokio (`default-features = false`), so that the simulator
@@ -9,9 +10,15 @@
 //! - A routing hint is replaced only by one of a higher (epoch, term) ([`routing::Routes`]).
 //! - A reply finds the request it was sent for or nobody: request ids are not used twice ([`pending::Pending`]).
 
+pub mod breaker;
+pub mod choice;
 pub mod consistency;
 pub mod error;
+pub mod hedge;
+pub mod load;
+pub mod metrics;
 pub mod pending;
+pub mod refresh;
 pub mod reply;
 pub mod retry;
 pub mod routing;

@@ -2,7 +2,8 @@
 //!
 //! Three things bound retries: the request's deadline, what is known of its effect (in doubt is final, unless the write belongs
 //! to a session), and a budget that all requests of a client share, so that retries cannot multiply the load on a cluster that
-//! is already failing. The budget is a token bucket fed by requests, not by time (Finagle's `RetryBudget`, gRPC's retry
+//! is already failing. An attempt that found no connection has sent nothing and costs nothing of it: the pause between connection
+//! attempts bounds those. The budget is a token bucket fed by requests, not by time (Finagle's `RetryBudget`, gRPC's retry
 //! throttling, proposal A6).
 
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,9 +18,9 @@ pub struct RetryPolicy {
     pub initial_backoff: Duration,
     /// Longest wait between two attempts, before what a node asks for.
     pub max_backoff: Duration,
-    /// Retries earned by a hundred requests: 20 is one retry for five requests in the long run.
+    /// Retries, or hedges, earned by a hundred requests: 20 is one for five requests in the long run.
     pub budget_percent: u32,
-    /// Retries that can be saved up. It is also what a new client starts with. 0 switches retries off.
+    /// Retries that can be saved up. It is also what a new client starts with. 0 switches retries and hedges off.
     pub budget_capacity: u32,
 }
 
@@ -82,6 +83,26 @@ impl Budget {
             .is_ok()
     }
 
+    /// Pays for what would be good to have, such as a hedge: only while more than half of the capacity is left, so that retries always
+    /// find something.
+    pub fn withdraw_spare(&self) -> bool {
+        let floor = self.spare_above();
+        self.tokens
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |tokens| {
+                (tokens > floor).then(|| tokens - RETRY_COST)
+            })
+            .is_ok()
+    }
+
+    /// Whether there is anything for what would be good to have.
+    pub fn has_spare(&self) -> bool {
+        self.tokens.load(Ordering::Relaxed) > self.spare_above()
+    }
+
+    fn spare_above(&self) -> u32 {
+        (self.capacity / 2).max(RETRY_COST)
+    }
+
     /// Whole retries that are left.
     pub fn left(&self) -> u32 {
         self.tokens.load(Ordering::Relaxed) / RETRY_COST
@@ -94,7 +115,13 @@ pub struct Attempts {
     deadline: Duration,
     /// Whether a retry of what is in doubt is deduplicated by the cluster.
     in_session: bool,
-    retries: u32,
+    /// Whether it is a read whose attempts may have less time than the request.
+    is_read: bool,
+    /// Attempts after the first.
+    made: u32,
+    /// Those of them that waited.
+    paced: u32,
+    /// Those that followed a redirect, as far as they count.
     redirects: u32,
 }
 
@@ -107,9 +134,17 @@ impl Attempts {
         Self {
             deadline,
             in_session,
-            retries: 0,
+            is_read: false,
+            made: 0,
+            paced: 0,
             redirects: 0,
         }
+    }
+
+    /// The same, for a read: an attempt that was not answered in its time is followed by another.
+    #[must_use]
+    pub const fn of_read(self) -> Self {
+        Self { is_read: true, ..self }
     }
 
     /// When the request must be done.
@@ -119,13 +154,13 @@ impl Attempts {
 
     /// How many attempts were made after the first.
     pub const fn retries(&self) -> u32 {
-        self.retries + self.redirects
+        self.made
     }
 
     /// An attempt failed with `error`. Says how long to wait before the next one, or `None` when the error is final.
     ///
-    /// `redirected`: the node named a leader newer than the one known, so the next attempt goes elsewhere at once and costs
-    /// nothing. `random` is any 64 random bits.
+    /// `redirected`: the node named a leader newer than the one known, or is a replica that cannot answer what another can, so the next
+    /// attempt goes elsewhere at once and costs nothing. `random` is any 64 random bits.
     pub fn after(
         &mut self,
         error: &Error,
@@ -135,36 +170,49 @@ impl Attempts {
         budget: &Budget,
         random: u64,
     ) -> Option<Duration> {
-        if !self.may_repeat(error) || now >= self.deadline {
+        if !self.may_repeat(error, redirected) || now >= self.deadline {
             return None;
         }
         if redirected && self.redirects < FREE_REDIRECTS {
             self.redirects += 1;
+            self.made += 1;
             return Some(Duration::ZERO);
         }
-        let backoff = jittered(backoff(policy, self.retries), random);
+        let backoff = jittered(backoff(policy, self.paced), random);
         // The node's advice is a floor, and the jitter on top of it keeps the refused from coming back all at once.
         let delay = error.retry_after().map_or(backoff, |floor| floor + backoff);
-        if now + delay >= self.deadline || !budget.withdraw() {
+        if now + delay >= self.deadline {
             return None;
         }
-        self.retries += 1;
+        if matches!(error, Error::NotSent(NotSent::Connect(_))) {
+            // A redirect that could not be followed has closed no circle.
+            self.redirects = self.redirects.saturating_sub(1);
+        } else if !budget.withdraw() && !self.gave_up(error) {
+            return None;
+        }
+        self.paced += 1;
+        self.made += 1;
         Some(delay)
     }
 
-    fn may_repeat(&self, error: &Error) -> bool {
+    /// Whether a read gave up an attempt before its time. It did so while there was budget, and must not fail for it now.
+    const fn gave_up(&self, error: &Error) -> bool {
+        self.is_read && matches!(error, Error::NotSent(NotSent::Timeout { .. }))
+    }
+
+    fn may_repeat(&self, error: &Error, redirected: bool) -> bool {
         match error {
             Error::Rejected(_) => false,
             Error::InDoubt(_) => self.in_session,
             Error::NotSent(error) => match error {
-                // An attempt in a session has less time than the request.
-                NotSent::Timeout { .. } => self.in_session,
+                // An attempt may have less time than the request.
+                NotSent::Timeout { .. } => self.in_session || self.is_read,
                 // Asking again gives the same answer.
-                NotSent::ReadOnly { .. }
-                | NotSent::DiskFailed { .. }
-                | NotSent::TooStale { .. }
-                | NotSent::Protocol { .. }
-                | NotSent::Closed => false,
+                NotSent::ReadOnly { .. } | NotSent::DiskFailed { .. } | NotSent::Protocol { .. } | NotSent::Closed => {
+                    false
+                }
+                // Unless another is asked.
+                NotSent::TooStale { .. } => redirected,
                 NotSent::Connect(error) => error.is_transient(),
                 NotSent::ConnectionLost { .. }
                 | NotSent::Busy { .. }
@@ -219,7 +267,7 @@ pub fn jittered(delay: Duration, random: u64) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::error::{InDoubt, Rejected};
+    use crate::core::error::{ConnectError, InDoubt, Rejected};
 
     const NOW: Duration = Duration::from_secs(100);
     const DEADLINE: Duration = Duration::from_secs(101);
@@ -323,6 +371,70 @@ mod tests {
     }
 
     #[test]
+    fn a_read_that_gave_an_attempt_up_makes_another_whatever_is_left_and_a_write_does_not() {
+        let policy = RetryPolicy {
+            budget_capacity: 1,
+            budget_percent: 0,
+            ..RetryPolicy::default()
+        };
+        let budget = Budget::new(&policy);
+        let timeout = NotSent::Timeout { after: NOW }.into();
+        let mut write = Attempts::new(DEADLINE, false);
+        assert_eq!(write.after(&timeout, false, NOW, &policy, &budget, 1), None);
+        let mut read = Attempts::new(DEADLINE, false).of_read();
+        for left in [0, 0] {
+            assert!(read.after(&timeout, false, NOW, &policy, &budget, 1).is_some());
+            assert_eq!(budget.left(), left);
+        }
+        assert_eq!(
+            read.after(&busy(1), false, NOW, &policy, &budget, 1),
+            None,
+            "others do fail for it"
+        );
+        assert_eq!(read.after(&timeout, false, DEADLINE, &policy, &budget, 1), None);
+    }
+
+    #[test]
+    fn what_found_no_connection_costs_nothing_of_the_budget() {
+        let policy = RetryPolicy {
+            budget_capacity: 1,
+            budget_percent: 0,
+            ..RetryPolicy::default()
+        };
+        let budget = Budget::new(&policy);
+        let mut attempts = Attempts::new(DEADLINE, false);
+        let unreachable = |transient| {
+            let peer = String::new();
+            Error::from(if transient {
+                ConnectError::NoAnswer {
+                    peer,
+                    after: Duration::ZERO,
+                }
+            } else {
+                ConnectError::ServerCertificate {
+                    peer,
+                    reason: String::new(),
+                }
+            })
+        };
+        let mut waited = Duration::ZERO;
+        while let Some(delay) = attempts.after(&unreachable(true), false, NOW + waited, &policy, &budget, 7) {
+            assert!(delay > Duration::ZERO, "it never spins");
+            waited += delay;
+        }
+        assert!(
+            waited > Duration::from_millis(400),
+            "only the deadline ends it: {waited:?}"
+        );
+        assert_eq!(budget.left(), 1);
+        let mut attempts = Attempts::new(DEADLINE, false);
+        assert_eq!(
+            attempts.after(&unreachable(false), false, NOW, &policy, &budget, 7),
+            None
+        );
+    }
+
+    #[test]
     fn requests_earn_retries_up_to_the_capacity() {
         let policy = RetryPolicy {
             budget_capacity: 2,
@@ -339,6 +451,25 @@ mod tests {
             budget.deposit();
         }
         assert_eq!(budget.left(), 2);
+    }
+
+    #[test]
+    fn hedges_leave_half_of_the_budget_to_retries() {
+        let policy = RetryPolicy {
+            budget_capacity: 10,
+            budget_percent: 0,
+            ..RetryPolicy::default()
+        };
+        let budget = Budget::new(&policy);
+        let hedges = (0..20).filter(|_| budget.withdraw_spare()).count();
+        assert_eq!((hedges, budget.left()), (5, 5));
+        let retries = (0..20).filter(|_| budget.withdraw()).count();
+        assert_eq!(retries, 5);
+        let none = Budget::new(&RetryPolicy {
+            budget_capacity: 0,
+            ..policy
+        });
+        assert!(!none.withdraw_spare() && !none.withdraw());
     }
 
     #[test]

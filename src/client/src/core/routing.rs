@@ -2,7 +2,8 @@
 //!
 //! The map says which slots a shard has and where its replicas are; it is replaced by a newer epoch only. On top of it lies one
 //! hint a shard, the leader, replaced only by a higher (epoch, term): a late redirect of an old leader cannot undo a newer one.
-//! A hint that turned out to be silent is set aside ([`Routes::suspect`]) and the shard's other replicas are asked in turn.
+//! A hint that turned out to be silent is set aside ([`Routes::suspect`], [`Routes::suspect_node`]) and the shard's other replicas are
+//! asked in turn.
 
 use std::net::SocketAddr;
 
@@ -122,6 +123,35 @@ impl Routes {
         self.leaders.get(usize::from(shard)).map_or(0, |hint| hint.epoch)
     }
 
+    /// Whether there is a shard with more than one replica.
+    pub fn is_replicated(&self) -> bool {
+        self.map.shards.iter().any(|shard| shard.replicas.len() > 1)
+    }
+
+    /// Where the leader of `shard` is, if that is known.
+    pub fn leader(&self, shard: u16) -> Option<Target> {
+        let hint = self.leaders.get(usize::from(shard))?;
+        Some(at(self.node(hint.node)?, hint.core))
+    }
+
+    /// Where the replicas of `shard` are that a read may be sent to: those on nodes that are up, or all where none is.
+    pub fn replicas(&self, shard: u16) -> impl Iterator<Item = Target> {
+        let replicas = self
+            .map
+            .shards
+            .get(usize::from(shard))
+            .map_or(&[][..], |shard| &shard.replicas);
+        let placed = move || {
+            replicas
+                .iter()
+                .filter_map(|replica| Some((self.node(replica.node)?, replica.core)))
+        };
+        let is_up = |node: &Node| node.state == NodeState::Up;
+        let any_up = placed().any(|(node, _)| is_up(node));
+        let usable = placed().filter(move |(node, _)| is_up(node) || !any_up);
+        usable.map(|(node, core)| at(node, core))
+    }
+
     /// Where the leader of `shard` is, as far as is known. Without a leader, the `attempt`-th of the nodes that may know it: the
     /// shard's replicas, those that are up first. `None` when there is no such shard or no node at all.
     pub fn target(&self, shard: u16, attempt: u32) -> Option<Target> {
@@ -170,7 +200,8 @@ impl Routes {
         Ok(installed)
     }
 
-    /// Takes a redirect, if it is newer than what is known. `true`: the next attempt goes somewhere else.
+    /// Takes a redirect, if it is newer than what is known. `true`: the next attempt goes somewhere else. A leader that is not in the map
+    /// yet is noted, but leads nowhere before there is a map with its address.
     pub fn learn(&mut self, shard: u16, moved: &Moved) -> bool {
         let Some(hint) = self.leaders.get_mut(usize::from(shard)) else {
             return false;
@@ -182,16 +213,31 @@ impl Routes {
             node: moved.leader,
             core: moved.core,
         });
-        taken && hint.node != 0 && (hint.node, hint.core) != (before.node, before.core)
+        let elsewhere = (hint.node, hint.core) != (before.node, before.core);
+        let leader = hint.node;
+        taken && elsewhere && self.node(leader).is_some()
     }
 
-    /// The leader hinted at did not answer, or denied being it: forget it if it is still the one known.
-    pub fn suspect(&mut self, shard: u16, node: u64) {
-        if let Some(hint) = self.leaders.get_mut(usize::from(shard))
-            && hint.node == node
-        {
+    /// The leader hinted at did not answer, or denied being it: forget it if it is still the one known. `true`: nobody is known to lead
+    /// the shard now.
+    pub fn suspect(&mut self, shard: u16, node: u64) -> bool {
+        let Some(hint) = self.leaders.get_mut(usize::from(shard)) else {
+            return false;
+        };
+        if hint.node == node {
             hint.node = 0;
         }
+        hint.node == 0
+    }
+
+    /// A node cannot be reached: forget it as the leader of every shard. How many that were.
+    pub fn suspect_node(&mut self, node: u64) -> usize {
+        let mut forgotten = 0;
+        for hint in self.leaders.iter_mut().filter(|hint| hint.node == node && node != 0) {
+            hint.node = 0;
+            forgotten += 1;
+        }
+        forgotten
     }
 }
 
@@ -318,6 +364,22 @@ mod tests {
     }
 
     #[test]
+    fn reads_may_go_to_every_replica_that_is_up() {
+        let mut some_down = map(1, 1, 5);
+        let nodes = |map: &Map| {
+            let routes = Routes::new(map.clone()).unwrap();
+            routes.replicas(0).map(|target| target.node).collect::<Vec<_>>()
+        };
+        assert_eq!(nodes(&some_down), [1, 2, 3]);
+        some_down.nodes[0].state = NodeState::Down;
+        some_down.nodes[2].state = NodeState::Draining;
+        assert_eq!(nodes(&some_down), [2]);
+        some_down.nodes[1].state = NodeState::Down;
+        assert_eq!(nodes(&some_down), [1, 2, 3], "the map may be wrong about all");
+        assert_eq!(Routes::new(some_down).unwrap().replicas(9).count(), 0);
+    }
+
+    #[test]
     fn an_older_map_is_ignored_and_newer_hints_survive_a_newer_one() {
         let mut routes = Routes::new(map(5, 1, 5)).unwrap();
         assert_eq!(routes.install(map(4, 3, 9)), Ok(Installed::Older));
@@ -329,6 +391,40 @@ mod tests {
         assert_eq!(routes.target(0, 0).unwrap().node, 3);
         assert_eq!(routes.current_map().shards[0].leader, 3);
         assert_eq!(routes.epoch(), 6);
+    }
+
+    #[test]
+    fn a_node_that_cannot_be_reached_leads_nothing_until_somebody_says_so_again() {
+        let mut routes = Routes::new(map(1, 2, 5)).unwrap();
+        assert_eq!(routes.suspect_node(2), 2);
+        assert_eq!(routes.suspect_node(2), 0);
+        assert_eq!(routes.suspect_node(0), 0, "no node is not a node");
+        assert_eq!(routes.target(0, 0).unwrap().node, 1);
+        assert!(!routes.learn(0, &moved(1, 4, 2)), "an older term is not news of it");
+        assert!(routes.learn(0, &moved(1, 5, 2)));
+        assert_eq!(
+            (routes.target(0, 0).unwrap().node, routes.target(1, 1).unwrap().node),
+            (2, 2)
+        );
+        assert_eq!(
+            routes.target(1, 0).unwrap().node,
+            1,
+            "the other shard still asks around"
+        );
+    }
+
+    #[test]
+    fn a_leader_that_is_not_in_the_map_leads_nowhere_until_the_map_has_it() {
+        let mut routes = Routes::new(map(1, 1, 5)).unwrap();
+        assert!(!routes.learn(0, &moved(1, 6, 4)), "there is no node 4");
+        assert_eq!(routes.target(0, 1).unwrap().node, 2, "so the replicas are asked");
+        let mut newer = map(2, 1, 5);
+        newer.nodes.push(Node {
+            id: 4,
+            ..newer.nodes[0].clone()
+        });
+        assert_eq!(routes.install(newer), Ok(Installed::Newer));
+        assert_eq!(routes.target(0, 1).unwrap().node, 4, "term 6 is above the map's 5");
     }
 
     #[test]

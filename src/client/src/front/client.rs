@@ -12,9 +12,12 @@ use super::multi::{MultiDelete, MultiGet, MultiPut, PutItem};
 use super::once::Sessions;
 use super::ops::{Delete, Get, Incr, Put, Touch};
 use super::scan::Scan;
+use super::seeds::{Resolve, Resolver};
 use super::tls::Identity;
 use crate::core::consistency::Consistency;
 use crate::core::error::{ConnectError, Error, NotSent};
+use crate::core::hedge::HedgePolicy;
+use crate::core::metrics::Metrics;
 use crate::core::reply::NodeStats;
 use crate::core::retry::RetryPolicy;
 use crate::core::session::SessionToken;
@@ -23,6 +26,11 @@ use crate::core::session::SessionToken;
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time allowed for a connection attempt unless set otherwise.
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Time between two looks at the map without a reason, unless set otherwise.
+const DEFAULT_REFRESH_INTERVAL: Duration = Duration::from_mins(1);
+/// Shortest such time.
+const SHORTEST_REFRESH_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A client of one cluster.
 ///
@@ -199,13 +207,31 @@ impl Client {
 
     /// The cluster's map, asked of a node now. The client routes by it from here on.
     pub async fn map(&self) -> Result<Map, Error> {
-        self.inner.refresh().await?;
+        self.inner.refresh(None).await?;
         Ok(self.inner.current_map())
     }
 
     /// The cluster's map as the client knows it, without asking.
     pub fn known_map(&self) -> Map {
         self.inner.current_map()
+    }
+
+    /// What this client has done so far and what it thinks of each node, without asking anybody; [`Client::stats`] is what the nodes tell.
+    ///
+    /// ```
+    /// # mod fake { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake/mod.rs")); }
+    /// # fake::example(async |client| {
+    /// client.get("k").await?;
+    /// let metrics = client.metrics();
+    /// for node in &metrics.nodes {
+    ///     println!("node {}: {} requests, reads take {:?}, {}", node.node, node.requests, node.latency, node.breaker.name());
+    /// }
+    /// assert_eq!((metrics.retries, metrics.hedges), (0, 0));
+    /// # Ok(())
+    /// # });
+    /// ```
+    pub fn metrics(&self) -> Metrics {
+        self.inner.metrics()
     }
 
     /// Counters of every node, one result a node, in the order of the map.
@@ -303,9 +329,11 @@ impl std::fmt::Debug for Client {
 }
 
 /// Configuration of a [`Client`]: who the cluster is, who the client is, and how patient.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct ClientBuilder {
     seeds: Vec<String>,
+    resolver: Resolver,
+    refresh_interval: Option<Duration>,
     cluster: String,
     ca: Option<Credential>,
     certificate: Option<Credential>,
@@ -314,7 +342,28 @@ pub struct ClientBuilder {
     timeout: Option<Duration>,
     connect_timeout: Option<Duration>,
     retry: RetryPolicy,
+    hedge: Option<HedgePolicy>,
     consistency: Consistency,
+}
+
+impl Default for ClientBuilder {
+    fn default() -> Self {
+        Self {
+            seeds: Vec::new(),
+            resolver: Resolver::default(),
+            refresh_interval: None,
+            cluster: String::new(),
+            ca: None,
+            certificate: None,
+            key: None,
+            name: None,
+            timeout: None,
+            connect_timeout: None,
+            retry: RetryPolicy::default(),
+            hedge: Some(HedgePolicy::default()),
+            consistency: Consistency::default(),
+        }
+    }
 }
 
 impl ClientBuilder {
@@ -329,7 +378,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Adds a node to start from, as `HOST:PORT`. One that answers is enough; the others are found through it.
+    /// Adds a node to start from, as `HOST:PORT`. One that answers is enough; the others are found through it. A name may have several
+    /// addresses, of one node or of many.
     #[must_use]
     pub fn seed(mut self, seed: impl Into<String>) -> Self {
         self.seeds.push(seed.into());
@@ -340,6 +390,21 @@ impl ClientBuilder {
     #[must_use]
     pub fn seeds<S: Into<String>>(mut self, seeds: impl IntoIterator<Item = S>) -> Self {
         self.seeds = seeds.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Who finds the addresses of seeds; the system's resolver unless set. It is asked when the client connects, whenever no node of the
+    /// map answers, and every [`ClientBuilder::refresh_interval`].
+    #[must_use]
+    pub fn resolver(mut self, resolve: impl Resolve + 'static) -> Self {
+        self.resolver = Resolver::new(resolve);
+        self
+    }
+
+    /// How often the map is fetched and seeds are looked for without a reason; about every minute unless set, every 10 ms at most.
+    #[must_use]
+    pub const fn refresh_interval(mut self, interval: Duration) -> Self {
+        self.refresh_interval = Some(interval);
         self
     }
 
@@ -399,6 +464,15 @@ impl ClientBuilder {
         self
     }
 
+    /// Whether a `get` that is slow to be answered is asked of a second replica too, and when. Unless set, `session` and `stale` reads are,
+    /// after as long as 95 of 100 of them take: any replica may answer those, and a second one costs a lookup. Linearizable ones are not
+    /// ([`HedgePolicy::linearizable`]). Each hedge is paid from the budget of [`ClientBuilder::retry`].
+    #[must_use]
+    pub const fn hedge(mut self, policy: Option<HedgePolicy>) -> Self {
+        self.hedge = policy;
+        self
+    }
+
     /// How fresh reads must be where they do not say so themselves; linearizable unless set.
     #[must_use]
     pub fn consistency(mut self, consistency: Consistency) -> Self {
@@ -431,10 +505,16 @@ impl ClientBuilder {
         let settings = Settings {
             cluster: self.cluster,
             seeds: self.seeds,
+            resolver: self.resolver,
+            refresh_interval: self
+                .refresh_interval
+                .unwrap_or(DEFAULT_REFRESH_INTERVAL)
+                .max(SHORTEST_REFRESH_INTERVAL),
             name,
             timeout: self.timeout.unwrap_or(DEFAULT_TIMEOUT),
             connect_timeout: self.connect_timeout.unwrap_or(DEFAULT_CONNECT_TIMEOUT),
             retry: self.retry,
+            hedge: self.hedge,
             consistency: self.consistency,
         };
         let inner = Inner::connect(identity, settings).await?;

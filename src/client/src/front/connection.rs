@@ -23,6 +23,7 @@ use quinn::{ReadError, RecvStream, SendStream, VarInt};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
+use super::health::NodeHealth;
 use crate::core::pending::Pending;
 
 /// Permits for unanswered requests on a connection.
@@ -80,6 +81,8 @@ pub(crate) enum Loss {
 /// An open connection.
 pub(crate) struct Connection {
     pub(crate) peer: Peer,
+    /// What is known of the node.
+    pub(crate) health: Arc<NodeHealth>,
     quic: quinn::Connection,
     state: Mutex<State>,
     permits: Semaphore,
@@ -131,6 +134,7 @@ impl Connection {
     /// Takes over an open connection whose `Hello` has been answered.
     pub(crate) fn start(
         peer: Peer,
+        health: Arc<NodeHealth>,
         quic: quinn::Connection,
         send: SendStream,
         recv: RecvStream,
@@ -139,6 +143,7 @@ impl Connection {
         let uploads = Semaphore::new((peer.max_frame_len / PERMIT_BYTES).max(1));
         let connection = Arc::new(Self {
             peer,
+            health,
             uploads,
             quic,
             state: Mutex::new(State {
@@ -356,13 +361,18 @@ impl Connection {
     /// Hands replies to those who wait for them.
     fn complete(&self, frames: &mut Vec<Frame>, wakers: &mut Vec<Waker>) {
         let mut state = self.lock();
+        let mut is_late = false;
         for frame in frames.drain(..) {
-            // A reply nobody waits for is one whose time had passed.
-            if let Some(waiting) = state.pending.get_mut(frame.request_id) {
-                wakers.extend(waiting.finish(Ok(frame)));
+            match state.pending.get_mut(frame.request_id) {
+                Some(waiting) => wakers.extend(waiting.finish(Ok(frame))),
+                // Nobody waits for it: its time had passed, or another answer came first.
+                None => is_late = true,
             }
         }
         drop(state);
+        if is_late {
+            self.health.answered_late();
+        }
         for waker in wakers.drain(..) {
             waker.wake();
         }

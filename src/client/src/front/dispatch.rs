@@ -1,32 +1,37 @@
 //! A request's way: route, send, and, where that is safe, again.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use generation_proto::reply::ReplyError;
 use generation_proto::{Class, Frame, Map, Operation, Reply, Request, RequestOptions, Status};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
 use super::connection::{Connection, LARGE_REQUEST_BYTES, Loss};
+use super::health::Health;
+use super::hedging::Read;
+use super::maps::keep_up;
 use super::pool::{Key, Pool};
+use super::seeds::{Resolver, Seeds};
 use super::tls::Identity;
+use crate::core::choice::{Turn, falls_back};
 use crate::core::consistency::Consistency;
 use crate::core::error::{ConnectError, Error, InDoubt, NotSent, Refusal, Rejected};
+use crate::core::hedge::{HedgePolicy, Latencies};
+use crate::core::metrics::Metrics;
+use crate::core::refresh::{Reason, Refresh};
 use crate::core::reply::Meta;
 use crate::core::retry::{Attempts, Budget, RetryPolicy};
 use crate::core::routing::{Routes, Target};
 use crate::core::session::SessionToken;
 
-/// Between the attempts at two seeds, so that the first to be named is used when it is well.
-const SEED_STAGGER: Duration = Duration::from_millis(150);
 /// The part of the time left that a node is not told of, so that its answer arrives before this side gives up.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(100);
+/// How long one attempt at a read is waited for where another replica can be asked: longer than a node that is well ever takes.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Values shorter than this are copied out of the receive buffer, which they would otherwise keep alive whole.
 const COPY_BELOW_BYTES: usize = 16 << 10;
 
@@ -35,10 +40,13 @@ const COPY_BELOW_BYTES: usize = 16 << 10;
 pub(crate) struct Settings {
     pub(crate) cluster: String,
     pub(crate) seeds: Vec<String>,
+    pub(crate) resolver: Resolver,
+    pub(crate) refresh_interval: Duration,
     pub(crate) name: String,
     pub(crate) timeout: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) retry: RetryPolicy,
+    pub(crate) hedge: Option<HedgePolicy>,
     pub(crate) consistency: Consistency,
 }
 
@@ -46,12 +54,42 @@ pub(crate) struct Settings {
 pub(crate) struct Inner {
     pub(super) settings: Settings,
     pub(super) pool: Arc<Pool>,
+    pub(super) seeds: Seeds,
+    pub(super) health: Arc<Health>,
     pub(super) routes: RwLock<Routes>,
     /// What was seen of each shard, as (epoch, index).
-    seen: Mutex<Vec<(u32, u64)>>,
+    pub(super) seen: Mutex<Vec<(u32, u64)>>,
     pub(super) budget: Budget,
+    /// Times that reads took which are hedged: relaxed ones, linearizable ones.
+    pub(super) latencies: [Latencies; 2],
+    pub(super) counters: Counters,
+    /// Whether shards have several replicas.
+    pub(super) is_replicated: AtomicBool,
     random: Arc<AtomicU64>,
-    refreshing: AtomicBool,
+    pub(super) refresh: Mutex<Refresh>,
+    /// What times are counted from.
+    origin: Instant,
+}
+
+/// What happened so far, off the way of a request that is answered at once.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) redirects: AtomicU64,
+    pub(super) retries: AtomicU64,
+    pub(super) hedges: AtomicU64,
+    pub(super) hedges_won: AtomicU64,
+}
+
+impl Counters {
+    /// Another attempt is made, after `delay`.
+    pub(super) fn note_attempt(&self, delay: Duration) {
+        let counter = if delay.is_zero() {
+            &self.redirects
+        } else {
+            &self.retries
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 /// Whom a request is for.
@@ -138,6 +176,8 @@ impl Inner {
         let mut start = [0; 8];
         identity.random(&mut start)?;
         let random = Arc::new(AtomicU64::new(u64::from_le_bytes(start)));
+        let origin = Instant::now();
+        let health = Arc::new(Health::new(origin));
         let pool = {
             let random = random.clone();
             Arc::new(Pool::new(
@@ -145,10 +185,16 @@ impl Inner {
                 settings.cluster.clone(),
                 settings.name.clone(),
                 settings.connect_timeout,
+                health.clone(),
                 Box::new(move || next_random(&random)),
             ))
         };
-        let map = match map_from_seeds(&pool, &settings).await {
+        let seeds = Seeds::new(
+            settings.seeds.clone(),
+            settings.resolver.clone(),
+            settings.connect_timeout,
+        );
+        let map = match seeds.map(&pool).await {
             Ok(map) => map,
             Err(error) => {
                 pool.close();
@@ -160,15 +206,30 @@ impl Inner {
             reason: error.to_string(),
         })?;
         let seen = Mutex::new(vec![(0, 0); usize::from(routes.shards())]);
-        Ok(Arc::new(Self {
+        let is_replicated = AtomicBool::new(routes.is_replicated());
+        let interval = settings.refresh_interval;
+        let inner = Arc::new(Self {
             budget: Budget::new(&settings.retry),
             settings,
             pool,
+            seeds,
+            health,
             routes: RwLock::new(routes),
             seen,
+            latencies: Default::default(),
+            counters: Counters::default(),
+            is_replicated,
             random,
-            refreshing: AtomicBool::new(false),
-        }))
+            refresh: Mutex::default(),
+            origin,
+        });
+        tokio::spawn(keep_up(Arc::downgrade(&inner), interval));
+        Ok(inner)
+    }
+
+    /// The time, as the core counts it.
+    pub(super) fn now(&self) -> Duration {
+        self.origin.elapsed()
     }
 
     pub(crate) fn cluster(&self) -> &str {
@@ -181,6 +242,24 @@ impl Inner {
 
     pub(crate) fn retries_left(&self) -> u32 {
         self.budget.left()
+    }
+
+    pub(crate) fn metrics(&self) -> Metrics {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let routes = self.read_routes();
+        let nodes = routes.map().nodes.iter();
+        Metrics {
+            requests: self.health.sent(),
+            redirects: read(&self.counters.redirects),
+            retries: read(&self.counters.retries),
+            hedges: read(&self.counters.hedges),
+            hedges_won: read(&self.counters.hedges_won),
+            retries_left: self.budget.left(),
+            map_epoch: routes.epoch(),
+            nodes: nodes
+                .map(|node| self.health.of(node.id).metrics(node.addr.to_string()))
+                .collect(),
+        }
     }
 
     pub(crate) fn permits_taken(&self) -> usize {
@@ -199,7 +278,7 @@ impl Inner {
         self.routes.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write_routes(&self) -> std::sync::RwLockWriteGuard<'_, Routes> {
+    pub(super) fn write_routes(&self) -> std::sync::RwLockWriteGuard<'_, Routes> {
         self.routes.write().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -260,68 +339,98 @@ impl Inner {
         let start = Instant::now();
         let deadline = start + allowed;
         let mut attempts = Attempts::new(allowed, false);
+        let is_read = matches!(
+            operation,
+            Operation::Get { .. } | Operation::Keys(_) | Operation::Entries(_)
+        );
+        if is_read {
+            attempts = attempts.of_read();
+        }
+        // Why the node that others name as the leader could not be asked.
+        let mut unreachable = None;
+        let is_any_replicas = consistency.is_some_and(Consistency::is_any_replicas);
+        let hedged = self
+            .settings
+            .hedge
+            .filter(|policy| is_any_replicas || policy.linearizable);
+        let (mut asked, mut is_silent) = (None, false);
         self.budget.deposit();
         loop {
             if let (To::Shard(shard), Some(consistency)) = (to, consistency) {
                 options.consistency = consistency.on_wire(shard, self.seen(shard));
             }
-            let failure = match self.target(to, attempts.retries()) {
+            let number = attempts.retries();
+            let target = match to {
+                To::Shard(shard) if is_any_replicas => self.replica(&self.read_routes(), shard, number, asked),
+                // Where the leader does not answer this client it may still answer a follower.
+                To::Shard(shard) if is_read && is_silent => self.instead_of(shard, asked, number),
+                _ => self.target(to, number),
+            };
+            let failure = match target {
                 Ok(target) => {
+                    asked = Some(target.node);
                     let len = request_len(&operation);
-                    match self
-                        .attempt(to, target, operation, len, options, (deadline, deadline), allowed)
-                        .await
-                    {
+                    let begun = if number == 0 { start } else { Instant::now() };
+                    let times = (deadline, self.until(&operation, begun, deadline));
+                    let answer = match (operation, hedged) {
+                        (Operation::Get { key }, Some(policy)) => {
+                            let read = Read {
+                                to,
+                                key,
+                                options,
+                                times,
+                                allowed,
+                            };
+                            // Boxed, so that it does not make every other request's future larger.
+                            Box::pin(self.hedged(policy, is_any_replicas, target, &read)).await
+                        }
+                        _ => self.attempt(to, target, operation, len, options, times, allowed).await,
+                    };
+                    match answer {
                         Ok(answer) => return Ok(answer),
                         Err(failure) => failure,
                     }
                 }
-                Err(error) => error.into(),
+                // Nobody to send it to.
+                Err(error) => return Err(error),
             };
+            let fell_back = is_any_replicas && Turn::of_attempt(number) == Turn::Replica && falls_back(&failure.error);
             let delay = attempts.after(
                 &failure.error,
-                failure.redirected,
+                failure.redirected || fell_back,
                 start.elapsed(),
                 &self.settings.retry,
                 &self.budget,
                 self.random(),
             );
             let Some(delay) = delay else {
-                return Err(failure.error);
+                return Err(explained(failure.error, unreachable));
             };
             tracing::debug!(error = %failure.error, ?delay, "trying again");
+            self.counters.note_attempt(delay);
+            is_silent = is_silence(&failure.error);
+            if matches!(failure.error, Error::NotSent(NotSent::Connect(_))) {
+                unreachable = Some(failure.error);
+            }
             if !delay.is_zero() {
                 Box::pin(sleep(delay)).await;
             }
         }
     }
 
-    pub(super) fn target(&self, to: To, attempt: u32) -> Result<Target, Error> {
-        let routes = self.read_routes();
-        let any = |id: u64| {
-            routes.node(id).map(|node| Target {
-                node: node.id,
-                addr: node.addr,
-                core: 0,
-            })
+    /// Until when the reply to an attempt is waited for that begins now: a read that another replica can be asked for, while there is budget
+    /// to ask it, does not spend all its time on one that keeps silent.
+    pub(super) fn until(&self, operation: &Operation<'_>, begun: Instant, deadline: Instant) -> Instant {
+        let patience = match operation {
+            Operation::Get { .. } | Operation::MultiGet(_) => PATIENCE,
+            // It can be megabytes.
+            Operation::Keys(_) | Operation::Entries(_) => PATIENCE.max(deadline.saturating_duration_since(begun) / 2),
+            _ => return deadline,
         };
-        match to {
-            To::Shard(shard) => routes.target(shard, attempt).ok_or_else(|| {
-                Rejected::InvalidArgument(format!(
-                    "there is no shard {shard}: the cluster has {}, counted from 0",
-                    routes.shards()
-                ))
-                .into()
-            }),
-            To::Node(id) => any(id)
-                .ok_or_else(|| Rejected::InvalidArgument(format!("there is no node {id} in the cluster's map")).into()),
-            To::Any => {
-                let nodes = &routes.map().nodes;
-                nodes
-                    .get(attempt as usize % nodes.len().max(1))
-                    .and_then(|node| any(node.id))
-                    .ok_or_else(|| NotSent::NoLeader { shard: 0 }.into())
-            }
+        if self.is_replicated.load(Ordering::Relaxed) && self.budget.has_spare() {
+            deadline.min(begun + patience)
+        } else {
+            deadline
         }
     }
 
@@ -338,10 +447,7 @@ impl Inner {
         (deadline, until): (Instant, Instant),
         allowed: Duration,
     ) -> Result<Answer, Failure> {
-        let key = Key {
-            addr: target.addr,
-            core: target.core,
-        };
+        let key = Key::of(target);
         let connection = match self.pool.open_at(key) {
             Some(connection) => Ok(connection),
             // What is rare is boxed here and below, so that it does not make every request's future larger.
@@ -350,28 +456,46 @@ impl Inner {
         let connection = match connection {
             Ok(connection) => connection,
             Err(error) => {
-                self.silent(to, target);
-                return Err(error.into());
+                self.unreachable(target);
+                return Err(self.in_short(target, error).into());
             }
         };
         check_value(&operation, &connection)?;
-        let left = deadline.saturating_duration_since(Instant::now());
+        let sent = Instant::now();
+        let left = deadline.saturating_duration_since(sent);
         let told = left.saturating_sub((left / 8).min(DEADLINE_MARGIN));
         options.deadline_ms = Some(u32::try_from(told.as_millis()).unwrap_or(u32::MAX).max(1));
         let encode = |id, out: &mut _| {
             Request { id, options, operation }.encode(out);
         };
         let alone = len >= LARGE_REQUEST_BYTES || matches!(operation, Operation::Keys(_) | Operation::Entries(_));
+        let underway = connection.health.load().begin();
         let frame = if alone {
             Box::pin(connection.request_alone(len, until, encode)).await
         } else {
             connection.request(len, until, encode).await
         };
+        drop(underway);
         let is_write = operation.opcode().is_write();
         match frame {
-            Ok(frame) => self.read(to, target, key, &operation, connection, frame, allowed),
+            Ok(frame) => {
+                // A write also takes the time of a majority, and a page that of what is in it.
+                connection.health.answered(sent, !is_write && !alone);
+                self.read(to, target, key, &operation, connection, frame, allowed)
+            }
             Err(loss) => {
-                self.silent(to, target);
+                match loss {
+                    // It waited for a place in this client; the node does not know of it.
+                    Loss::TimedOut { queued: false } => {}
+                    Loss::TimedOut { queued: true } => {
+                        if connection.health.unanswered(target.addr, sent, self.random()) {
+                            self.unreachable(target);
+                        } else {
+                            self.silent(to, target);
+                        }
+                    }
+                    Loss::NotExecuted(_) | Loss::Lost(_) => self.unreachable(target),
+                }
                 Err(lost(loss, &connection.peer.addr, is_write, allowed).into())
             }
         }
@@ -397,15 +521,21 @@ impl Inner {
         if reply.opcode != opcode.code() && !is_refusal {
             return Err(protocol_error(peer, is_write, "the reply is to another operation").into());
         }
-        if reply.meta.map_epoch > self.read_routes().epoch() {
-            self.refresh_soon();
-        }
+        let shard_epoch = {
+            let routes = self.read_routes();
+            let known = routes.epoch();
+            let shard_epoch = routes.shard_epoch(reply.meta.shard);
+            drop(routes);
+            if reply.meta.map_epoch > known {
+                self.refresh_soon(Reason::Epoch(reply.meta.map_epoch), Some(key));
+            }
+            shard_epoch
+        };
         let found = match Status::class_of_code(reply.meta.status) {
             Class::Ok => true,
             Class::Answer if reply.meta.status() == Some(Status::NotFound) => false,
             _ => return Err(self.refused(to, target, key, &connection, &reply, is_write, allowed)),
         };
-        let shard_epoch = self.read_routes().shard_epoch(reply.meta.shard);
         if let To::Shard(_) = to {
             self.observe(reply.meta.shard, shard_epoch, reply.meta.index);
         }
@@ -469,7 +599,7 @@ impl Inner {
             }
             (Some(Status::ShuttingDown), _) => {
                 self.pool.retire(key, connection);
-                self.silent(to, target);
+                self.unreachable(target);
             }
             _ => {}
         }
@@ -478,102 +608,44 @@ impl Inner {
 
     /// A redirect: take it if it is news, else look for someone who knows better.
     pub(crate) fn moved(self: &Arc<Self>, shard: u16, asked: u64, reply: &Reply<'_>) -> bool {
-        let redirected = {
-            let mut routes = self.write_routes();
-            let redirected = reply.options.moved.is_some_and(|moved| routes.learn(shard, &moved));
-            if !redirected {
-                routes.suspect(shard, asked);
-            }
-            redirected
-        };
+        let mut routes = self.write_routes();
+        let is_news = reply.options.moved.is_some_and(|moved| routes.learn(shard, &moved));
+        if !is_news {
+            routes.suspect(shard, asked);
+        }
+        // Somebody else was asked than the leader known by now.
+        let redirected = is_news || routes.leader(shard).is_some_and(|leader| leader.node != asked);
+        drop(routes);
         if !redirected {
-            self.refresh_soon();
+            self.refresh_soon(Reason::Leader, None);
         }
         redirected
     }
 
-    /// A node did not answer: ask another, and whether the map has changed.
+    /// The error of an attempt to connect, or, when that was not the first, what has come of all of them.
+    fn in_short(&self, target: Target, error: Error) -> Error {
+        match error {
+            Error::NotSent(NotSent::Connect(cause)) if cause.is_transient() => {
+                let down = self.health.of(target.node).down(&target.addr.to_string());
+                down.map_or(NotSent::Connect(cause).into(), Error::from)
+            }
+            other => other,
+        }
+    }
+
+    /// A node did not answer a request: ask another, and whether the map has changed.
     pub(crate) fn silent(self: &Arc<Self>, to: To, target: Target) {
-        if let To::Shard(shard) = to {
-            self.write_routes().suspect(shard, target.node);
-        }
-        self.refresh_soon();
-    }
-
-    /// Fetches the map in the background, unless somebody does already.
-    pub(crate) fn refresh_soon(self: &Arc<Self>) {
-        if self.refreshing.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let inner = self.clone();
-        tokio::spawn(async move {
-            if let Err(error) = inner.refresh().await {
-                tracing::debug!(%error, "the map could not be refreshed");
-            }
-            inner.refreshing.store(false, Ordering::Release);
-        });
-    }
-
-    /// Fetches the map from whichever node answers first: the ones connected, then those of the map, then the seeds.
-    pub(crate) async fn refresh(self: &Arc<Self>) -> Result<(), Error> {
-        let mut last = None;
-        let mut nodes: Vec<(Key, u64)> = {
-            let routes = self.read_routes();
-            let key = |addr| Key { addr, core: 0 };
-            routes
-                .map()
-                .nodes
-                .iter()
-                .map(|node| (key(node.addr), node.id))
-                .collect()
-        };
-        if !nodes.is_empty() {
-            let first = self.random() as usize % nodes.len();
-            nodes.rotate_left(first);
-        }
-        let wait = self.settings.connect_timeout;
-        if let Some(connection) = self.pool.any_open() {
-            match fetch_map(&connection, wait).await {
-                Ok(map) => return self.install(map),
-                Err(error) => last = Some(error),
-            }
-        }
-        for (key, node) in nodes {
-            let asked = async {
-                let connection = self.pool.get(key, Some(node), Instant::now() + wait).await?;
-                fetch_map(&connection, wait).await
-            };
-            match asked.await {
-                Ok(map) => return self.install(map),
-                Err(error) => last = Some(error),
-            }
-        }
-        match map_from_seeds(&self.pool, &self.settings).await {
-            Ok(map) => self.install(map),
-            Err(error) => Err(last.unwrap_or_else(|| error.into())),
+        if let To::Shard(shard) = to
+            && self.write_routes().suspect(shard, target.node)
+        {
+            self.refresh_soon(Reason::Leader, None);
         }
     }
 
-    fn install(&self, map: Map) -> Result<(), Error> {
-        let epoch = map.epoch;
-        let mut routes = self.write_routes();
-        let installed = routes.install(map).map_err(|error| NotSent::Protocol {
-            peer: self.settings.cluster.clone(),
-            reason: error.to_string(),
-        })?;
-        let shards = usize::from(routes.shards());
-        let addresses: Vec<SocketAddr> = routes.map().nodes.iter().map(|node| node.addr).collect();
-        drop(routes);
-        tracing::debug!(epoch, ?installed, "map");
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        if seen.len() < shards {
-            seen.resize(shards, (0, 0));
-        }
-        drop(seen);
-        if !addresses.is_empty() {
-            self.pool.prune(|addr| addresses.contains(&addr));
-        }
-        Ok(())
+    /// A node cannot be reached: ask others about everything it leads, so that not every shard has to find out by itself.
+    pub(crate) fn unreachable(self: &Arc<Self>, target: Target) {
+        self.write_routes().suspect_node(target.node);
+        self.refresh_soon(Reason::Leader, None);
     }
 }
 
@@ -581,84 +653,6 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.pool.close();
     }
-}
-
-async fn map_from_seeds(pool: &Arc<Pool>, settings: &Settings) -> Result<Map, ConnectError> {
-    let mut attempts: FuturesUnordered<_> = settings
-        .seeds
-        .iter()
-        .enumerate()
-        .map(|(n, seed)| async move {
-            sleep(SEED_STAGGER * n as u32).await;
-            map_from_seed(pool, seed, settings.connect_timeout).await
-        })
-        .collect();
-    let mut errors = Vec::new();
-    while let Some(result) = attempts.next().await {
-        match result {
-            Ok(map) => return Ok(map),
-            Err(error) => errors.push(error),
-        }
-    }
-    match errors.len() {
-        1 => Err(errors.remove(0)),
-        _ => Err(ConnectError::NoSeed(errors)),
-    }
-}
-
-async fn map_from_seed(pool: &Arc<Pool>, seed: &str, wait: Duration) -> Result<Map, ConnectError> {
-    let unresolved = |reason: String| ConnectError::Resolve {
-        seed: seed.to_owned(),
-        reason,
-    };
-    let addrs = match timeout(wait, tokio::net::lookup_host(seed)).await {
-        Ok(addrs) => addrs.map_err(|error| unresolved(error.to_string()))?,
-        Err(_) => return Err(unresolved("the resolver does not answer".to_owned())),
-    };
-    let mut last = unresolved("it has none".to_owned());
-    for addr in addrs {
-        let asked = async {
-            let connection = pool.get(Key { addr, core: 0 }, None, Instant::now() + wait).await?;
-            fetch_map(&connection, wait).await
-        };
-        match asked.await {
-            Ok(map) => return Ok(map),
-            Err(Error::NotSent(NotSent::Connect(error))) => last = *error,
-            Err(error) => {
-                last = ConnectError::Handshake {
-                    peer: addr.to_string(),
-                    reason: error.to_string(),
-                }
-            }
-        }
-    }
-    Err(last)
-}
-
-async fn fetch_map(connection: &Arc<Connection>, wait: Duration) -> Result<Map, Error> {
-    let peer = connection.peer.addr.as_str();
-    let request = |id, out: &mut _| {
-        Request {
-            id,
-            options: RequestOptions::default(),
-            operation: Operation::Map,
-        }
-        .encode(out);
-    };
-    let frame = connection
-        .request(64, Instant::now() + wait, request)
-        .await
-        .map_err(|loss| lost(loss, peer, false, wait))?;
-    let reply = Reply::decode(&frame).map_err(|error| protocol_error(peer, false, &error.to_string()))?;
-    if reply.meta.status() != Some(Status::Ok) {
-        return Err(NotSent::Other {
-            peer: peer.to_owned(),
-            code: reply.meta.status,
-            message: reply.options.message.unwrap_or("no map").to_owned(),
-        }
-        .into());
-    }
-    Map::decode(reply.body).map_err(|error| protocol_error(peer, false, &error.to_string()))
 }
 
 /// The error for a request without a reply.
@@ -676,6 +670,23 @@ pub(crate) fn lost(loss: Loss, peer: &str, is_write: bool, allowed: Duration) ->
         .into(),
         Loss::TimedOut { queued: true } if is_write => InDoubt::Timeout { after: allowed }.into(),
         Loss::TimedOut { .. } => NotSent::Timeout { after: allowed }.into(),
+    }
+}
+
+/// Whether an attempt failed because its node did not answer.
+pub(super) const fn is_silence(error: &Error) -> bool {
+    matches!(
+        error,
+        Error::NotSent(NotSent::Timeout { .. } | NotSent::Connect(_) | NotSent::ConnectionLost { .. })
+    )
+}
+
+/// The error of a request whose last attempt failed with `last`. That nobody leads is what a client sees whose network does not reach the
+/// leader: then that is the error.
+pub(super) fn explained(last: Error, unreachable: Option<Error>) -> Error {
+    match (last, unreachable) {
+        (Error::NotSent(NotSent::NoLeader { .. }), Some(unreachable)) => unreachable,
+        (last, _) => last,
     }
 }
 

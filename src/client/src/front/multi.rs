@@ -19,9 +19,10 @@ use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
 use super::client::Client;
-use super::dispatch::{Answer, Inner, To, check_key, keep};
+use super::dispatch::{Answer, Inner, To, check_key, is_silence, keep};
 use super::once::{Sessions, Unfinished};
 use super::ops::{Sending, common_options, read_options, ttl_ms};
+use crate::core::choice::{Turn, falls_back};
 use crate::core::consistency::Consistency;
 use crate::core::error::{Error, NotSent, Refusal, Rejected};
 use crate::core::reply::{Entry, GetReply, Meta, WriteReply};
@@ -140,6 +141,10 @@ impl<'c, K: AsRef<[u8]>> MultiGet<'c, K> {
     common_options!();
     read_options!();
 
+    pub(super) const fn len(&self) -> usize {
+        self.keys.len()
+    }
+
     /// Sends it; a result per key, in the order given.
     pub async fn send(self) -> Vec<Result<GetReply, Error>>
     where
@@ -198,6 +203,10 @@ impl<'c, T: PutItem> MultiPut<'c, T> {
         self
     }
 
+    pub(super) const fn len(&self) -> usize {
+        self.items.len()
+    }
+
     /// Sends it; a result per item, in the order given.
     pub async fn send(self) -> Vec<Result<WriteReply, Error>>
     where
@@ -242,6 +251,10 @@ impl<'c, K: AsRef<[u8]>> MultiDelete<'c, K> {
     }
 
     common_options!();
+
+    pub(super) const fn len(&self) -> usize {
+        self.keys.len()
+    }
 
     /// Sends it; a result per key, in the order given. [`WriteReply::found`] says whether there was an entry.
     pub async fn send(self) -> Vec<Result<WriteReply, Error>>
@@ -528,22 +541,33 @@ impl<'s> Scatter<'s> {
             }
         }
         let mut attempts = Attempts::new(self.allowed, false);
+        if self.is_read() {
+            attempts = attempts.of_read();
+        }
+        // Who did not answer in the last round.
+        let mut silent = None;
         self.inner.budget.deposit();
-        while !left.is_empty() {
-            let batches = self.batches(&left, attempts.retries(), &mut results);
+        for round in 0.. {
+            let batches = self.batches(&left, round, silent.take(), &mut results);
             left.clear();
             let mut delay = None;
             // Encoding and sending is driven from here; up to so many batches are on their way at a time.
             let mut gathered =
                 stream::iter(batches.into_iter().map(|batch| self.send(batch))).buffer_unordered(BATCHES_AT_ONCE);
             while let Some((batch, outcome, full)) = gathered.next().await {
+                if outcome
+                    .first()
+                    .is_some_and(|outcome| outcome.as_ref().is_err_and(is_silence))
+                {
+                    silent = Some(batch.target.node);
+                }
                 // What did not fit a full reply is asked for again at once.
                 let mut wait = full.then_some(Some(Duration::ZERO));
                 for (n, result) in batch.members.iter().copied().zip(outcome) {
                     // One decision for a batch: its keys fail together, and together they cost one retry.
                     if let Err(error) = &result
                         && matches!(error, Error::NotSent(_))
-                        && let Some(again) = *wait.get_or_insert_with(|| self.again(&mut attempts, error))
+                        && let Some(again) = *wait.get_or_insert_with(|| self.again(&mut attempts, round, error))
                     {
                         delay = delay.max(Some(again));
                         left.push(n);
@@ -552,7 +576,10 @@ impl<'s> Scatter<'s> {
                 }
             }
             match delay {
-                Some(delay) if !left.is_empty() => sleep(delay).await,
+                Some(delay) if !left.is_empty() => {
+                    self.inner.counters.note_attempt(delay);
+                    sleep(delay).await;
+                }
                 _ => break,
             }
         }
@@ -562,11 +589,20 @@ impl<'s> Scatter<'s> {
             .collect()
     }
 
-    fn again(&self, attempts: &mut Attempts, error: &Error) -> Option<Duration> {
+    fn is_read(&self) -> bool {
+        self.opcode == Opcode::MultiGet
+    }
+
+    fn is_any_replicas(&self) -> bool {
+        self.consistency.is_some_and(Consistency::is_any_replicas)
+    }
+
+    fn again(&self, attempts: &mut Attempts, round: u32, error: &Error) -> Option<Duration> {
         let inner = self.inner;
+        let fell_back = self.is_any_replicas() && Turn::of_attempt(round) == Turn::Replica && falls_back(error);
         attempts.after(
             error,
-            false,
+            fell_back,
             self.start.elapsed(),
             &inner.settings.retry,
             &inner.budget,
@@ -575,17 +611,13 @@ impl<'s> Scatter<'s> {
     }
 
     /// Groups `left` by whom it goes to and cuts the groups into batches.
-    fn batches(&self, left: &[usize], attempt: u32, results: &mut [Option<Outcome>]) -> Vec<Batch> {
+    fn batches(&self, left: &[usize], round: u32, silent: Option<u64>, results: &mut [Option<Outcome>]) -> Vec<Batch> {
         let per_shard = self.consistency.is_some_and(Consistency::is_per_shard);
-        let most = if self.opcode == Opcode::MultiGet {
-            BATCH_READS
-        } else {
-            BATCH_KEYS
-        };
+        let most = if self.is_read() { BATCH_READS } else { BATCH_KEYS };
         let (limits, longest_frame) = self.inner.pool.limits();
         let most_bytes = BATCH_BYTES.min(longest_frame.saturating_sub(FRAME_OVERHEAD));
         let routes = self.inner.read_routes();
-        let mut targets: Vec<Option<Target>> = Vec::new();
+        let mut targets: Vec<Option<Result<Target, Error>>> = Vec::new();
         targets.resize_with(usize::from(routes.shards()), || None);
         // The batch that is being filled, by who gets it.
         let mut open: HashMap<(Target, Option<u16>), usize> = HashMap::new();
@@ -599,12 +631,25 @@ impl<'s> Scatter<'s> {
             }
             let shard = routes.shard_of(item.key);
             let known = &mut targets[usize::from(shard)];
-            if known.is_none() {
-                *known = routes.target(shard, attempt);
-            }
-            let Some(target) = *known else {
-                results[n] = Some(Err(NotSent::NoLeader { shard }.into()));
-                continue;
+            let known = known.get_or_insert_with(|| {
+                let leader = || {
+                    let nobody = || NotSent::NoLeader { shard }.into();
+                    routes.target(shard, round).ok_or_else(nobody)
+                };
+                if self.is_any_replicas() {
+                    self.inner.replica(&routes, shard, round, silent)
+                } else if self.is_read() && silent.is_some() {
+                    self.inner.replica(&routes, shard, 0, silent).or_else(|_| leader())
+                } else {
+                    leader()
+                }
+            });
+            let target = match known {
+                Ok(target) => *target,
+                Err(error) => {
+                    results[n] = Some(Err(error.clone()));
+                    continue;
+                }
             };
             let bytes = item.key.len() + item.value.len() + ItemList::ITEM_OVERHEAD;
             let place = open.entry((target, per_shard.then_some(shard))).or_insert(usize::MAX);
@@ -649,6 +694,7 @@ impl<'s> Scatter<'s> {
         let mut buffer = BytesMut::with_capacity(batch.bytes);
         let operation = self.operation(&batch.members, &mut buffer);
         let deadline = self.start + self.allowed;
+        let until = self.inner.until(&operation, Instant::now(), deadline);
         let to = To::Shard(batch.shard);
         let attempt = self.inner.attempt(
             to,
@@ -656,7 +702,7 @@ impl<'s> Scatter<'s> {
             operation,
             batch.bytes,
             options,
-            (deadline, deadline),
+            (deadline, until),
             self.allowed,
         );
         match attempt.await {
@@ -672,9 +718,14 @@ impl<'s> Scatter<'s> {
     /// Takes the answer apart: one result a key, in order.
     fn results(&self, batch: &Batch, answer: &Answer) -> Result<Vec<Outcome>, Error> {
         let outcomes = self.outcomes(batch.members.len(), answer)?;
-        let moved = |outcome: &Outcome| matches!(outcome, Err(Error::NotSent(NotSent::NoLeader { .. })));
-        if outcomes.iter().any(moved) {
-            self.inner.silent(To::Shard(batch.shard), batch.target);
+        let mut last = None;
+        for outcome in &outcomes {
+            // A batch is of several shards, and each has a leader of its own.
+            if let Err(Error::NotSent(NotSent::NoLeader { shard })) = outcome
+                && last.replace(*shard) != Some(*shard)
+            {
+                self.inner.silent(To::Shard(*shard), batch.target);
+            }
         }
         Ok(outcomes)
     }

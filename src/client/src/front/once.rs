@@ -16,7 +16,7 @@ use generation_proto::{Operation, RequestOptions, Session, ShardSession, Status}
 use tokio::sync::{Notify, OwnedMutexGuard};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::dispatch::{Answer, Failure, Inner, To, request_len};
+use super::dispatch::{Answer, Failure, Inner, To, explained, request_len};
 use crate::core::error::{Error, InDoubt, NotSent, Rejected, State};
 use crate::core::retry::{Attempts, Doubt};
 use crate::core::session::WriteSession;
@@ -172,6 +172,7 @@ impl Inner {
         let in_time = || NotSent::Timeout { after: allowed };
         let mut attempts = Attempts::new(allowed, true);
         let (mut doubt, mut partial, mut reopened) = (Doubt::default(), None, false);
+        let mut unreachable = None;
         let mut number: Option<Number> = None;
         let mut opening: Option<(OwnedMutexGuard<()>, u128)> = None;
         self.budget.deposit();
@@ -250,10 +251,14 @@ impl Inner {
                 self.random(),
             );
             let Some(delay) = delay else {
-                let error = doubt.outweighs(failure.error);
+                let error = doubt.outweighs(explained(failure.error, unreachable));
                 return Err(Unanswered { error, partial });
             };
+            if matches!(failure.error, Error::NotSent(NotSent::Connect(_))) {
+                unreachable = Some(failure.error.clone());
+            }
             tracing::debug!(error = %failure.error, ?delay, "trying again under the same number");
+            self.counters.note_attempt(delay);
             if !delay.is_zero() {
                 sleep(delay).await;
             }

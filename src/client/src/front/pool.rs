@@ -21,9 +21,11 @@ use tokio::sync::watch;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::connection::{Connection, NoFrame, Peer, describe, next_frame};
+use super::health::Health;
 use super::tls::{Identity, Refused};
 use crate::core::error::{ConnectError, Error, NotSent};
 use crate::core::retry::{RetryPolicy, backoff, jittered};
+use crate::core::routing::Target;
 
 /// Bytes of an initial destination connection id; RFC 9000 section 7.2 asks for 8 unpredictable ones at least.
 const CID_LEN: usize = 16;
@@ -56,11 +58,22 @@ pub(crate) struct Key {
     pub(crate) core: u16,
 }
 
+impl Key {
+    /// The place of the connection to a target.
+    pub(crate) const fn of(target: Target) -> Self {
+        Self {
+            addr: target.addr,
+            core: target.core,
+        }
+    }
+}
+
 pub(crate) struct Pool {
     identity: Identity,
     cluster: String,
     name: String,
     connect_timeout: Duration,
+    health: Arc<Health>,
     /// Pace of reconnecting.
     pace: RetryPolicy,
     random: Box<dyn Fn() -> u64 + Send + Sync>,
@@ -98,6 +111,7 @@ impl Pool {
         cluster: String,
         name: String,
         connect_timeout: Duration,
+        health: Arc<Health>,
         random: Box<dyn Fn() -> u64 + Send + Sync>,
     ) -> Self {
         let pace = RetryPolicy {
@@ -110,6 +124,7 @@ impl Pool {
             cluster,
             name,
             connect_timeout,
+            health,
             pace,
             random,
             state: Mutex::new(State::default()),
@@ -159,12 +174,18 @@ impl Pool {
         }
     }
 
-    /// An open connection to any node, if there is one: for questions that every node answers.
-    pub(crate) fn any_open(&self) -> Option<Arc<Connection>> {
-        self.lock().links.values().find_map(|link| match link {
-            Link::Open(connection) if connection.is_open() => Some(connection.clone()),
-            _ => None,
-        })
+    /// Whether the connection to `key` is open; if not, it is opened in the background.
+    pub(crate) fn is_ready(self: &Arc<Self>, key: Key, node: u64) -> bool {
+        // Whoever needs it learns why it cannot be opened.
+        matches!(self.lookup(key, Some(node)), Ok(Found::Open(_)))
+    }
+
+    /// Where there are open connections: for questions that every node answers.
+    pub(crate) fn open_keys(&self) -> Vec<Key> {
+        let is_open = |link: &Link| matches!(link, Link::Open(connection) if connection.is_open());
+        let state = self.lock();
+        let links = state.links.iter().filter(|(_, link)| is_open(link));
+        links.map(|(key, _)| *key).collect()
     }
 
     /// Permits taken on all connections.
@@ -181,6 +202,13 @@ impl Pool {
         let mut state = self.lock();
         if matches!(state.links.get(&key), Some(Link::Open(open)) if Arc::ptr_eq(open, connection)) {
             state.links.remove(&key);
+        }
+    }
+
+    /// Has the next request connect at once, whatever came of the last attempt.
+    pub(crate) fn forgive(&self, key: Key) {
+        if let Some(Link::Failed { until, .. }) = self.lock().links.get_mut(&key) {
+            *until = Instant::now();
         }
     }
 
@@ -245,13 +273,17 @@ impl Pool {
         // A task of its own: the caller may go away, and others may be waiting for the same connection.
         tokio::spawn(async move {
             let result = pool.connect(key, node).await;
-            pool.settle(key, failures, &result);
+            pool.settle(key, node, failures, &result);
             let _ = report.send(Some(result));
         });
         Ok(Found::Connecting(outcome))
     }
 
-    fn settle(&self, key: Key, failures: u32, result: &Result<Arc<Connection>, ConnectError>) {
+    fn settle(&self, key: Key, node: Option<u64>, failures: u32, result: &Result<Arc<Connection>, ConnectError>) {
+        if let (Some(node), Err(error)) = (node, result) {
+            // Once an attempt, however many wait for it.
+            self.health.of(node).failed(error, (self.random)());
+        }
         let mut state = self.lock();
         match result {
             Ok(connection) if state.closed => connection.close("the client was closed"),
@@ -362,7 +394,8 @@ impl Pool {
             decoder
         };
         tracing::debug!(peer = %peer.addr, node = peer.node, core = peer.core, cores = peer.cores, "connected");
-        Ok(Connection::start(peer, quic, send, recv, decoder))
+        let health = self.health.of(peer.node);
+        Ok(Connection::start(peer, health, quic, send, recv, decoder))
     }
 
     fn read_hello(&self, peer: &str, frame: &generation_proto::Frame) -> Result<Peer, ConnectError> {

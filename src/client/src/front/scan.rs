@@ -25,7 +25,27 @@ use crate::core::session::SessionToken;
 /// Entries a page is asked for, unless set otherwise.
 const DEFAULT_PAGE_ENTRIES: u32 = 1000;
 
-/// Where a scan goes on. As text (`SHARD.POSITION`) it survives the process; a position is good on every replica.
+/// Where a scan goes on. As text (`SHARD.POSITION`) it survives the process; a position is good on every replica, so a scan outlives the
+/// nodes that it began with too.
+///
+/// ```
+/// # mod fake { include!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake/mod.rs")); }
+/// # fake::example(async |client| {
+/// use futures_util::TryStreamExt;
+/// use generation_client::Cursor;
+///
+/// client.multi_put([("a", "1"), ("b", "2"), ("c", "3")]).await;
+/// let mut keys = client.keys().page_size(1).stream();
+/// let first = keys.try_next().await?.unwrap();
+/// // Kept in a file, say, for the day the program is started again.
+/// let kept = keys.cursor().unwrap().to_string();
+///
+/// let cursor: Cursor = kept.parse()?;
+/// let rest: Vec<_> = client.keys().resume(cursor).stream().try_collect().await?;
+/// assert!(rest.len() == 2 && rest.iter().all(|entry| entry.key != first.key));
+/// # Ok(())
+/// # });
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Cursor {
     shard: u16,
@@ -200,7 +220,8 @@ impl Scan {
         })
     }
 
-    /// The entries one by one. The next page is fetched while this one is being taken.
+    /// The entries one by one. The next page is fetched while this one is being taken. A page is asked for again, elsewhere if need be, for
+    /// as long as its time lasts; after an error the stream is over, and [`ScanStream::cursor`] is where to go on.
     pub fn stream(self) -> ScanStream {
         ScanStream {
             at: Some(self.first()),
@@ -246,9 +267,17 @@ pub struct ScanStream {
 /// The page at [`ScanStream::at`].
 enum Ahead {
     Unasked,
-    Asked(Pin<Box<dyn Future<Output = Fetched> + Send>>),
-    Here(Fetched),
+    Asked(Pin<Box<dyn Future<Output = Fetched> + Send>>, Need),
+    Here(Fetched, Need),
     Failed,
+}
+
+/// Whether somebody waited for a page when it was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Now,
+    /// Its time may have passed while the entries before it were taken.
+    Later,
 }
 
 impl ScanStream {
@@ -264,12 +293,17 @@ impl ScanStream {
     fn look_ahead(&mut self, cx: &mut Context<'_>) {
         if let (Ahead::Unasked, Some(cursor)) = (&self.ahead, self.at) {
             let scan = self.scan.clone();
-            self.ahead = Ahead::Asked(Box::pin(async move { scan.page(cursor).await }));
+            let need = if self.entries.is_empty() {
+                Need::Now
+            } else {
+                Need::Later
+            };
+            self.ahead = Ahead::Asked(Box::pin(async move { scan.page(cursor).await }), need);
         }
-        if let Ahead::Asked(page) = &mut self.ahead
+        if let Ahead::Asked(page, need) = &mut self.ahead
             && let Poll::Ready(page) = page.as_mut().poll(cx)
         {
-            self.ahead = Ahead::Here(page);
+            self.ahead = Ahead::Here(page, *need);
         }
     }
 }
@@ -288,13 +322,15 @@ impl Stream for ScanStream {
             }
             this.look_ahead(cx);
             match std::mem::replace(&mut this.ahead, Ahead::Unasked) {
-                Ahead::Here(Ok(page)) => {
+                Ahead::Here(Ok(page), _) => {
                     this.taking = this.at.filter(|_| !page.entries.is_empty());
                     this.at = page.next;
                     this.entries = page.entries.into();
                     this.look_ahead(cx);
                 }
-                Ahead::Here(Err(error)) => {
+                // Now it has all its time.
+                Ahead::Here(Err(_), Need::Later) => {}
+                Ahead::Here(Err(error), Need::Now) => {
                     this.ahead = Ahead::Failed;
                     return Poll::Ready(Some(Err(error)));
                 }
@@ -303,7 +339,7 @@ impl Stream for ScanStream {
                     this.ahead = Ahead::Failed;
                     return Poll::Ready(None);
                 }
-                asked @ Ahead::Asked(_) => {
+                asked @ Ahead::Asked(..) => {
                     this.ahead = asked;
                     return Poll::Pending;
                 }

@@ -369,6 +369,8 @@ async fn the_retry_budget_ends_retries_for_all() {
         );
     }
     assert_eq!(node.count(Opcode::Get), 10 + 5);
+    let metrics = client.metrics();
+    assert_eq!((metrics.retries, metrics.nodes[0].requests), (5, metrics.requests));
     assert_eq!(client.retries_left(), 0);
 }
 

@@ -1,13 +1,19 @@
 //! The client against a node in the same process that can be told to misbehave.
 
 mod basics;
+mod blocking;
 mod chaos;
 mod connecting;
 #[allow(dead_code, reason = "the examples in the documentation use another part of it")]
 #[path = "../fake/mod.rs"]
 mod fake;
 mod faults;
+mod hedges;
 mod once;
+mod replicas;
+mod routing;
+mod scans;
+mod seeds;
 
 use std::time::Duration;
 

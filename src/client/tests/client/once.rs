@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use generation_client::{Client, Error, NotSent, State};
+use generation_client::{Client, State};
 use generation_proto::{Opcode, ReplyOptions, Status};
 
 use crate::fake::{Act, Authority, FakeNode, Seen, key_of_shard};
@@ -99,7 +99,7 @@ async fn an_id_is_opened_once_and_a_failed_opening_sends_no_write() {
     });
     let incr = other.incr("n", 1).timeout(Duration::from_millis(100));
     let error = incr.await.unwrap_err();
-    assert!(matches!(error, Error::NotSent(NotSent::Busy { .. })), "{error}");
+    assert_eq!(error.state(), State::NotSent, "{error}");
     assert_eq!(node.stored(b"n").unwrap(), b"1");
 }
 
@@ -130,12 +130,12 @@ async fn batches_are_repeated_whole_and_written_once() {
 async fn many_writes_at_once_share_a_session_and_its_window() {
     let (_authority, node, client) = start().await;
     let key = key_of_shard(1);
-    let counts = (0..3_000).map(|_| {
+    let counts = (0..1_500).map(|_| {
         let (client, key) = (client.clone(), key.clone());
         async move { client.incr(&key, 1).await.unwrap().counter }
     });
     let mut counts = futures_util::future::join_all(counts).await;
     counts.sort_unstable();
-    assert!(counts.into_iter().eq(1..=3_000));
+    assert!(counts.into_iter().eq(1..=1_500));
     assert_eq!(node.count(Opcode::OpenSession), 1);
 }

@@ -45,6 +45,27 @@ where
     });
 }
 
+/// A node on a runtime of its own, for programs that are not asynchronous.
+pub(crate) fn beside(authority: &Authority) -> (tokio::runtime::Runtime, FakeNode) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let node = runtime.block_on(async { FakeNode::start(authority, 1, 2) });
+    (runtime, node)
+}
+
+/// Runs an example of such a program against a fresh node.
+pub(crate) fn blocking_example<F>(example: F)
+where
+    F: FnOnce(ClientBuilder) -> Result<(), Box<dyn Error>>,
+{
+    let authority = Authority::new();
+    let (_runtime, node) = beside(&authority);
+    example(authority.builder(&[&node])).unwrap();
+}
+
 /// A certificate and its key, DER.
 pub(crate) struct Issued {
     pub(crate) certificate: Vec<u8>,
@@ -173,6 +194,8 @@ struct World {
     connections: AtomicUsize,
     open: Mutex<Vec<quinn::Connection>>,
     slots: SlotTable,
+    /// Keys for which batches say this.
+    refused: Mutex<BTreeMap<Vec<u8>, Status>>,
     /// Streams that are never answered on, kept open.
     silent: Mutex<Vec<Sender>>,
     limits: Limits,
@@ -198,6 +221,27 @@ impl FakeNode {
         Self::start_with(authority, id, cores, certificate, other.world.entries.clone(), 1 << 20)
     }
 
+    /// The same, at an address of one's own choice.
+    pub(crate) async fn start_at(authority: &Authority, id: u64, addr: SocketAddr, other: &Self) -> Self {
+        let certificate = authority.issue(CLUSTER, &format!("node/{id}"));
+        // Whoever had it before may take a moment to let go of it.
+        let socket = loop {
+            match std::net::UdpSocket::bind(addr) {
+                Ok(socket) => break socket,
+                Err(_) => tokio::time::sleep(Duration::from_millis(1)).await,
+            }
+        };
+        Self::start_on(
+            socket,
+            authority,
+            id,
+            1,
+            certificate,
+            other.world.entries.clone(),
+            1 << 20,
+        )
+    }
+
     /// The same, accepting values of so many bytes at most, instead of 1 MiB.
     pub(crate) fn start_limited(authority: &Authority, max_value_len: usize) -> Self {
         let certificate = authority.issue(CLUSTER, "node/1");
@@ -210,6 +254,19 @@ impl FakeNode {
     }
 
     fn start_with(
+        authority: &Authority,
+        id: u64,
+        cores: u16,
+        certificate: Issued,
+        entries: Arc<Entries>,
+        max_value_len: usize,
+    ) -> Self {
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        Self::start_on(socket, authority, id, cores, certificate, entries, max_value_len)
+    }
+
+    fn start_on(
+        socket: std::net::UdpSocket,
         authority: &Authority,
         id: u64,
         cores: u16,
@@ -238,7 +295,8 @@ impl FakeNode {
         let mut transport = quinn::TransportConfig::default();
         transport.max_concurrent_bidi_streams(1000u32.into());
         config.transport_config(Arc::new(transport));
-        let endpoint = quinn::Endpoint::server(config, (Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let runtime = Arc::new(quinn::TokioRuntime);
+        let endpoint = quinn::Endpoint::new(quinn::EndpointConfig::default(), Some(config), socket, runtime).unwrap();
         let addr = endpoint.local_addr().unwrap();
         let world = Arc::new(World {
             id,
@@ -251,6 +309,7 @@ impl FakeNode {
             connections: AtomicUsize::new(0),
             open: Mutex::default(),
             slots: SlotTable::new(&Map::even_ranges(SHARDS), usize::from(SHARDS)).unwrap(),
+            refused: Mutex::default(),
             silent: Mutex::default(),
             limits: Limits {
                 max_value_len,
@@ -269,6 +328,11 @@ impl FakeNode {
     /// From now on `Map` is answered with this.
     pub(crate) fn set_map(&self, map: Map) {
         *self.world.map.lock().unwrap() = map;
+    }
+
+    /// From now on a key in a batch is refused with this; the others are not.
+    pub(crate) fn refuse_key(&self, key: Vec<u8>, status: Status) {
+        self.world.refused.lock().unwrap().insert(key, status);
     }
 
     /// From now on `Hello` is refused.
@@ -290,6 +354,14 @@ impl FakeNode {
     /// Connections that were opened so far.
     pub(crate) fn connections(&self) -> usize {
         self.world.connections.load(Ordering::SeqCst)
+    }
+
+    /// Connections that are open now.
+    pub(crate) fn open_connections(&self) -> usize {
+        let open = self.world.open.lock().unwrap();
+        open.iter()
+            .filter(|connection| connection.close_reason().is_none())
+            .count()
     }
 
     /// What is stored under `key`.
@@ -494,6 +566,12 @@ fn first_key<'a>(operation: &Operation<'a>) -> Option<&'a [u8]> {
     }
 }
 
+/// Where a key is in the order of scans, which is the same on every node: FNV-1a.
+fn position_of(key: &[u8]) -> u64 {
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    key.iter().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
 fn now_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64
 }
@@ -584,7 +662,9 @@ impl World {
             Operation::MultiGet(keys) => self.multi_get(keys, &mut body),
             Operation::MultiPut(items) => {
                 for item in items.iter() {
-                    let (status, version) = if item.value == b"refuse" {
+                    let (status, version) = if let Some(status) = self.refusal_of(item.key) {
+                        (status, 0)
+                    } else if item.value == b"refuse" {
                         (Status::OutOfMemory, 0)
                     } else {
                         self.put(item.key, item.value, item.ttl_ms, request.options.condition)
@@ -621,6 +701,10 @@ impl World {
 
     fn multi_get(&self, keys: KeyList<'_>, body: &mut BytesMut) {
         for key in keys.iter() {
+            if let Some(status) = self.refusal_of(key) {
+                self.result(key, status, 0, 0, &[]).encode(body);
+                continue;
+            }
             let found = self.read(key);
             let value = found.as_ref().map(|found| found.0.clone()).unwrap_or_default();
             let (_, version, expires_at_ms) = found.clone().unwrap_or_default();
@@ -681,19 +765,21 @@ impl World {
 
     fn page(&self, scan: &Scan<'_>, values: bool, body: &mut BytesMut) {
         let store = self.entries.store.lock().unwrap();
-        let matching: Vec<_> = store
+        let mut matching: Vec<_> = store
             .iter()
             .filter(|(key, _)| self.shard_of(key) == scan.shard && key.starts_with(scan.prefix))
-            .skip(scan.cursor as usize)
+            .map(|(key, stored)| (position_of(key), key, stored))
+            .filter(|(position, ..)| *position >= scan.cursor)
             .collect();
+        matching.sort_unstable();
         let count = matching.len().min(scan.limit as usize);
         let page = Page {
-            next: scan.cursor + count as u64,
+            next: matching.get(count).map_or(u64::MAX, |(position, ..)| *position),
             count: count as u32,
             done: count == matching.len(),
         };
         body.extend_from_slice(&page.to_bytes());
-        for (key, (value, version, expires_at_ms)) in &matching[..count] {
+        for (_, key, (value, version, expires_at_ms)) in &matching[..count] {
             PageEntry {
                 key,
                 value: if values { value } else { &[] },
@@ -756,6 +842,10 @@ impl World {
                 .map(|stored| stored.2)
                 .filter(|&expires_at_ms| expires_at_ms != 0);
         }
+    }
+
+    fn refusal_of(&self, key: &[u8]) -> Option<Status> {
+        self.refused.lock().unwrap().get(key).copied()
     }
 
     fn shard_of(&self, key: &[u8]) -> u16 {
