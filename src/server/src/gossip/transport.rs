@@ -6,7 +6,7 @@
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, SocketAddrV6, UdpSocket};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use async_trait::async_trait;
@@ -79,6 +79,7 @@ impl SealedTransport {
             message: Vec::new(),
             datagrams: Vec::new(),
             received: vec![0; DATAGRAM_BYTES + 1].into(),
+            said: [None; Refusal::ALL.len()],
         })
     }
 }
@@ -104,7 +105,12 @@ pub(super) struct SealedSocket {
     datagrams: Vec<u8>,
     /// One byte more than a datagram may have: what is longer is seen to be.
     received: Box<[u8]>,
+    /// When each refusal was said last.
+    said: [Option<Instant>; Refusal::ALL.len()],
 }
+
+/// How often a refusal is said: whoever sends what is refused must not fill the log.
+const SAY_EVERY: Duration = Duration::from_mins(1);
 
 fn unix_ms() -> u64 {
     SystemTime::now()
@@ -138,6 +144,17 @@ impl SealedSocket {
         let Some(opened) = opened else { return Ok(None) };
         let message = vetting::read(&opened.message).map_err(|_| Refusal::Malformed)?;
         Ok(Some((opened.from, message)))
+    }
+
+    /// Counts a datagram that is not taken. A wrong key or clock shows nowhere else, so it is said too.
+    fn refuse(&mut self, refusal: Refusal, from: SocketAddr) {
+        self.stats.refused[refusal as usize].add(1);
+        let (now, last) = (Instant::now(), &mut self.said[refusal as usize]);
+        if last.is_none_or(|last| now.duration_since(last) >= SAY_EVERY) {
+            *last = Some(now);
+            let so_far = self.stats.refused(refusal);
+            tracing::warn!(%from, so_far, "a gossip datagram was dropped: {refusal}");
+        }
     }
 
     /// As the socket wants it: one of IPv6 reaches IPv4 by mapped addresses.
@@ -185,8 +202,8 @@ impl Socket for SealedSocket {
     /// May be dropped at its only wait, at which nothing was taken yet.
     async fn recv(&mut self) -> anyhow::Result<(SocketAddr, ChitchatMessage)> {
         loop {
-            let len = match self.socket.recv_from(&mut self.received).await {
-                Ok((len, _)) => len,
+            let (len, from) = match self.socket.recv_from(&mut self.received).await {
+                Ok(received) => received,
                 Err(error) if is_passing(&error) => continue,
                 Err(error) => return Err(error).context("the gossip socket cannot be read"),
             };
@@ -195,10 +212,7 @@ impl Socket for SealedSocket {
             match self.take(len) {
                 Ok(Some(message)) => return Ok(message),
                 Ok(None) => {}
-                Err(refusal) => {
-                    self.stats.refused[refusal as usize].add(1);
-                    tracing::debug!("a gossip datagram was dropped: {refusal}");
-                }
+                Err(refusal) => self.refuse(refusal, from),
             }
         }
     }
