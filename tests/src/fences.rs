@@ -41,6 +41,7 @@ const ALLOWED_EDGES: &[(&str, &[&str])] = &[
         "generation-bench",
         &["generation-client", "generation-proto", "generation-quic"],
     ),
+    ("generation-cluster-load", &["generation-bench", "generation-client"]),
     (
         "generation-benches",
         &["generation-engine", "generation-proto", "generation-quic"],

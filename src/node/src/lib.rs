@@ -23,6 +23,7 @@ mod connections;
 mod dispatch;
 pub mod env;
 mod execute;
+pub mod gossip;
 mod group;
 mod leadership;
 pub mod mesh;

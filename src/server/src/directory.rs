@@ -1,6 +1,6 @@
 //! A node's data directory: held by one process, and remembering who it was made for.
 //!
-//! Files of one line: `lock` (the process that holds it), `durability`, `identity`, `epoch`. What cores keep lies in directories of their
+//! Files of one line: `lock` (the process that holds it), `durability`, `identity`, `epoch`, `generation`. What cores keep lies in directories of their
 //! own beside them and says itself whose it is.
 
 use std::fs::{self, File, TryLockError};
@@ -53,6 +53,14 @@ pub enum DirectoryError {
     /// The identity's file holds something else.
     #[error("{}: `{text}` is not an identity of 32 hexadecimal digits; restore the file, or remove the whole directory", .path.display())]
     Identity {
+        /// The file.
+        path: PathBuf,
+        /// What it holds.
+        text: String,
+    },
+    /// The generation's file holds something else.
+    #[error("{}: `{text}` is not a generation; restore the file, or remove it if this machine's clock was never set back", .path.display())]
+    Generation {
         /// The file.
         path: PathBuf,
         /// What it holds.
@@ -163,6 +171,22 @@ impl DataDirectory {
         }
     }
 
+    /// Takes the next generation: larger than any before, durably, and larger than the clock if that is right. A thousand are left free
+    /// behind each, for what starts again within the process.
+    pub fn next_generation(&self) -> Result<u64, DirectoryError> {
+        let path = self.path.join("generation");
+        let last = match read(&path)? {
+            None => 0,
+            Some(text) => match text.parse::<u64>() {
+                Ok(last) => last,
+                Err(_) => return Err(DirectoryError::Generation { path, text }),
+            },
+        };
+        let generation = last.saturating_add(1_000).max(now_ms());
+        self.keep(&path, &generation.to_string())?;
+        Ok(generation)
+    }
+
     /// The directory's own identity, drawn when it was made. Other nodes see by it that a node has lost what it had.
     pub fn identity(&self) -> Result<u128, DirectoryError> {
         let path = self.path.join("identity");
@@ -214,9 +238,30 @@ fn now_s() -> u32 {
     now.map_or(0, |since| u32::try_from(since.as_secs()).unwrap_or(u32::MAX - 1))
 }
 
+/// Milliseconds since the Unix epoch: a floor for generations.
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    now.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn generations_grow_though_the_clock_is_set_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let held = DataDirectory::open(directory.path()).unwrap();
+        let before = now_ms();
+        let first = held.next_generation().unwrap();
+        assert!(first >= before);
+        assert!(held.next_generation().unwrap() >= first + 1_000);
+        let ahead = first + (1 << 40);
+        fs::write(directory.path().join("generation"), ahead.to_string()).unwrap();
+        assert_eq!(held.next_generation().unwrap(), ahead + 1_000);
+        fs::write(directory.path().join("generation"), "x").unwrap();
+        assert!(matches!(held.next_generation(), Err(DirectoryError::Generation { .. })));
+    }
 
     #[test]
     fn a_directory_is_held_by_one_and_its_epochs_grow() {

@@ -8,6 +8,7 @@ pub mod config;
 pub mod directory;
 pub mod env;
 pub mod executors;
+pub mod gossip;
 pub mod logging;
 pub mod net;
 pub mod node;

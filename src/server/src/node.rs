@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use generation_node::env::CoreId;
+use generation_node::gossip::{Fact, Gossip as _, Place, Update};
 use generation_node::peers::{PeerLimits, PeerNode, Peers, PeersConfig};
 use generation_node::raft::journal::{IdentityError, OpenError, RecoveryError};
 use generation_node::raft::replica::ReplicaError;
@@ -18,6 +19,8 @@ use crate::config::{self, Config, ConfigError, JournalShare};
 use crate::directory::{DataDirectory, DirectoryError};
 use crate::env::Shared;
 use crate::executors::{ExecutorError, Executors, StartFailure, core_directory};
+use crate::gossip::keys::{KeyFileError, KeyRing};
+use crate::gossip::{GossipError, UdpGossip};
 use crate::net::port::{self, PortError};
 use crate::preflight::{self, PreflightError};
 use crate::tls::identity::{Identity, Role};
@@ -41,6 +44,12 @@ pub enum NodeError {
     /// The port.
     #[error(transparent)]
     Port(#[from] PortError),
+    /// The gossip keys.
+    #[error(transparent)]
+    GossipKeys(#[from] KeyFileError),
+    /// Gossip.
+    #[error(transparent)]
+    Gossip(#[from] GossipError),
     /// The data directory.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
@@ -118,7 +127,7 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// Checks the configuration, the certificates, and what the machine must have.
+    /// Checks the configuration, the certificates, the gossip keys, and what the machine must have.
     pub fn new(config: &Config) -> Result<Self, NodeError> {
         config.validate()?;
         let certificates = Certificates::load(config.tls_files())?;
@@ -126,6 +135,9 @@ impl Prepared {
         let cores = member.map(|member| member.cores).or(config.cores);
         let cores = cores.unwrap_or_else(preflight::processors);
         preflight::check(config, cores)?;
+        if let Some(path) = &config.gossip.key_file {
+            KeyRing::load(path)?;
+        }
         let journal = config
             .is_replicated()
             .then(|| config.journal_share(cores))
@@ -153,6 +165,7 @@ pub struct Node {
     pub address: SocketAddr,
     /// Its certificates, for reloading them.
     pub certificates: Arc<Certificates>,
+    gossip: Option<Arc<UdpGossip>>,
     executors: Executors<()>,
     _directory: DataDirectory,
 }
@@ -191,6 +204,7 @@ impl Node {
             journal,
         };
         let core = core_config(config, &certificates, address, &start)?;
+        let gossip = gossip(config, &directory, &core, address)?;
         let cpus: Option<Vec<usize>> = config.pin.then(|| {
             let cpus = config.cpus.clone().unwrap_or_else(preflight::cpus);
             cpus.into_iter().take(cores.into()).collect()
@@ -211,10 +225,15 @@ impl Node {
             StartFailure::Executor(error) => error.into(),
             StartFailure::Open { core, error } => NodeError::of_core(directory.path(), core, error),
         })?;
+        if let Some(gossip) = &gossip {
+            let shared = executors.shared();
+            gossip.wake_with(move || shared.notify(GOSSIP_CORE));
+        }
         Ok(Self {
             identity: certificates.identity(),
             address,
             certificates,
+            gossip,
             executors,
             _directory: directory,
         })
@@ -223,6 +242,11 @@ impl Node {
     /// Its id.
     pub fn id(&self) -> u64 {
         node_id(&self.identity)
+    }
+
+    /// What it hears and tells beside its shards, if it gossips.
+    pub fn gossip(&self) -> Option<&Arc<UdpGossip>> {
+        self.gossip.as_ref()
     }
 
     /// A handle to stop it from any thread.
@@ -235,6 +259,35 @@ impl Node {
         self.executors.join()?;
         Ok(())
     }
+}
+
+/// The core that is woken when gossip has brought something.
+const GOSSIP_CORE: CoreId = 0;
+
+/// Starts gossip, if it is configured. The node tells where it is and which release it is of.
+fn gossip(
+    config: &Config,
+    directory: &DataDirectory,
+    core: &CoreConfig,
+    address: SocketAddr,
+) -> Result<Option<Arc<UdpGossip>>, NodeError> {
+    if config.gossip.key_file.is_none() {
+        return Ok(None);
+    }
+    let generation = directory.next_generation()?;
+    let Some(settings) = config.gossip_settings(address, core.node, &core.cluster, generation) else {
+        return Ok(None);
+    };
+    let gossip = UdpGossip::start(settings)?;
+    let place = Place {
+        addr: core.addr,
+        zone: String::new(),
+    };
+    for fact in [Fact::Place(place), Fact::Release(core.software.clone())] {
+        gossip.publish(Update::Tell(fact));
+    }
+    tracing::info!(address = %gossip.address(), generation, "gossiping");
+    Ok(Some(Arc::new(gossip)))
 }
 
 /// What a start finds in, or takes from, the data directory.

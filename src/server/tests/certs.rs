@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use generation_server::gossip::keys::KeyRing;
 use generation_server::tls::identity::{Identity, Role};
 
 fn certs(directory: &Path, args: &[&str]) -> Output {
@@ -110,4 +111,29 @@ fn mistakes_are_named_with_their_remedy() {
     let object: serde_json::Value = serde_json::from_str(&line).unwrap();
     assert_eq!(object["error"]["code"], "usage");
     assert_eq!(object["error"]["state"], "not_sent");
+}
+
+#[test]
+fn gossip_keys_are_added_behind_those_there_are() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("certs/gossip.keys");
+    let ids = || KeyRing::load(&path).unwrap().ids();
+    let line = ok(directory.path(), &["gossip-key", "--json"]);
+    let object: serde_json::Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(object["id"], 1);
+    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(ids(), [1]);
+    assert!(refused(directory.path(), &["gossip-key"]).contains("--force"));
+    let first = std::fs::read_to_string(&path).unwrap();
+    ok(directory.path(), &["gossip-key", "--add"]);
+    assert_eq!(ids(), [1, 2]);
+    assert!(std::fs::read_to_string(&path).unwrap().starts_with(&first));
+    for _ in 2..16 {
+        ok(directory.path(), &["gossip-key", "--add"]);
+    }
+    assert!(refused(directory.path(), &["gossip-key", "--add"]).contains("more than 16"));
+    ok(directory.path(), &["gossip-key", "--force"]);
+    assert_eq!(ids(), [1]);
+    std::fs::remove_file(&path).unwrap();
+    assert!(refused(directory.path(), &["gossip-key", "--add"]).contains("no such file"));
 }

@@ -5,7 +5,7 @@ use std::future::{Future, poll_fn};
 use std::io::ErrorKind;
 use std::net::{SocketAddr, UdpSocket};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -236,6 +236,46 @@ fn a_request_to_stop_wakes_every_core() {
         executors.join().unwrap();
         assert!(start.elapsed() < HANG / 2);
     }
+}
+
+#[test]
+fn a_notice_from_another_thread_ends_the_park_under_way_or_the_next_one() {
+    const NOTICES: u64 = 2_000;
+    let put_down = Arc::new(AtomicU64::new(0));
+    let found = Arc::new(AtomicU64::new(0));
+    let (to_find, report) = (Arc::clone(&put_down), Arc::clone(&found));
+    let executors = Executors::start(
+        open(1),
+        None,
+        scratch().path(),
+        move |env: GlommioEnv| {
+            let (to_find, report) = (Arc::clone(&to_find), Arc::clone(&report));
+            async move {
+                while !env.stopping() {
+                    report.store(to_find.load(Ordering::Acquire), Ordering::Release);
+                    env.park(None).await;
+                }
+            }
+        },
+        |_| (),
+    )
+    .unwrap();
+    let shared = executors.shared();
+    for number in 1..=NOTICES {
+        put_down.store(number, Ordering::Release);
+        shared.notify(0);
+        let start = Instant::now();
+        while found.load(Ordering::Acquire) < number {
+            assert!(start.elapsed() < HANG, "notice {number} woke nobody");
+            std::hint::spin_loop();
+            // Sometimes before the core sleeps, sometimes after.
+            if number % 3 == 0 {
+                std::thread::yield_now();
+            }
+        }
+    }
+    shared.stop();
+    executors.join().unwrap();
 }
 
 /// Runs a future on a core with a directory of its own, and gives back what it returns.

@@ -1,12 +1,16 @@
 //! `generation dev` and `generation serve` as processes: start, end, certificates, and everything that must be refused with a
 //! message that names its remedy.
 
+use std::fs::Permissions;
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::net::UdpSocket;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use generation_node::gossip::{Change, Event, Fact, Gossip as _, Place};
+use generation_server::gossip::{Settings, UdpGossip};
 use generation_server::tls::identity::Role;
 use generation_server::tls::issue::Authority;
 use rustix::process::{Pid, Signal, kill_process};
@@ -477,6 +481,60 @@ fn certificates_are_exchanged_without_a_restart() {
         errors.contains("stay in use") && errors.contains("reloaded"),
         "{errors}"
     );
+}
+
+#[test]
+fn a_node_with_gossip_keys_tells_others_where_it_is() {
+    let deployment = Deployment::new();
+    let port = free_port();
+    deployment.configure(&format!(
+        "[gossip]\nkey_file = \"certs/gossip.keys\"\nlisten = \"127.0.0.1:{port}\"\ninterval = \"50ms\""
+    ));
+    let missing = refused(deployment.serve().arg("--check-config"));
+    assert!(missing.contains("generation certs gossip-key"), "{missing}");
+    let output = generation(deployment.path()).args(["certs", "gossip-key"]).output();
+    assert!(output.unwrap().status.success());
+    let keys = deployment.path().join("certs/gossip.keys");
+    std::fs::set_permissions(&keys, Permissions::from_mode(0o644)).unwrap();
+    let exposed = refused(deployment.serve().arg("--check-config"));
+    assert!(exposed.contains("chmod 600"), "{exposed}");
+    std::fs::set_permissions(&keys, Permissions::from_mode(0o600)).unwrap();
+    let server = deployment.start();
+    let other = UdpGossip::start(Settings {
+        cluster: "prod".into(),
+        node: 2,
+        generation: 1,
+        listen: ([127, 0, 0, 1], 0).into(),
+        advertise: None,
+        interval: Duration::from_millis(50),
+        key_file: keys,
+        seeds: vec![format!("127.0.0.1:{port}")],
+    })
+    .unwrap();
+    let place = Fact::Place(Place {
+        addr: format!("127.0.0.1:{}", deployment.port).parse().unwrap(),
+        zone: String::new(),
+    });
+    let mut heard = Vec::new();
+    let start = Instant::now();
+    while !heard
+        .iter()
+        .any(|event: &Event| event.node == 1 && event.change == Change::Told(place.clone()))
+    {
+        assert!(start.elapsed() < HANG, "{heard:?}");
+        other.poll(&mut heard);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let first = heard.last().unwrap().generation;
+    server.stop(Signal::TERM);
+    // Started again, it is another start.
+    let server = deployment.start();
+    while !heard.iter().any(|event| event.generation > first) {
+        assert!(start.elapsed() < HANG, "{heard:?}");
+        other.poll(&mut heard);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    server.stop(Signal::TERM);
 }
 
 #[test]

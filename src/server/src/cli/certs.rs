@@ -1,8 +1,9 @@
-//! `generation certs`: a certificate authority and certificates in files.
+//! `generation certs`: a certificate authority, certificates and gossip keys in files.
 //!
-//! Private keys are written with mode 0600, through a temporary file in the same directory, so that no moment shows a key to
+//! Private keys and gossip keys are written with mode 0600, through a temporary file in the same directory, so that no moment shows a key to
 //! others or half a file to a reader. Nothing that exists is replaced without `--force`.
 
+use std::fmt::Write as _;
 use std::fs::{self, Permissions};
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -12,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use clap::Subcommand;
 
 use super::{Exit, Failure, Globals};
+use crate::gossip::keys::{KEY_BYTES, KeyRing};
 use crate::tls::identity::Role;
 use crate::tls::issue::{Authority, IssueError};
 
@@ -23,7 +25,11 @@ const DAY: Duration = Duration::from_hours(24);
     generation certs ca --cluster prod            # ./certs/ca.pem and ./certs/ca.key\n  \
     generation certs node 1 --host 10.0.0.1       # ./certs/node-1.pem and ./certs/node-1.key\n  \
     generation certs client web                   # ./certs/client-web.pem and ./certs/client-web.key\n  \
-    generation certs admin ops --days 30\n\n\
+    generation certs admin ops --days 30\n  \
+    generation certs gossip-key                   # ./certs/gossip.keys, the same for all nodes\n  \
+    generation certs gossip-key --add             # one more key in it, behind those it has\n\n\
+    Gossip keys are exchanged while all nodes run: add a key and copy the file to every node, then put the new line in front of\n\
+    the others and copy it again, then remove the old line and copy it once more.\n\
     Keep ca.key away from the nodes: whoever has it can make itself any node or administrator.")]
 pub struct Args {
     #[command(subcommand)]
@@ -67,6 +73,14 @@ enum CertsCommand {
         #[command(flatten)]
         signing: Signing,
     },
+    /// Draw a key for the gossip between nodes.
+    GossipKey {
+        /// Add it to the file that is there, behind its keys: it opens what others seal with it, and seals nothing yet.
+        #[arg(long, conflicts_with = "force")]
+        add: bool,
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -94,6 +108,7 @@ struct Signing {
 /// Runs `generation certs`.
 pub fn run(args: &Args, globals: &Globals) -> Result<Exit, Failure> {
     let (identity, written) = match &args.command {
+        CertsCommand::GossipKey { add, output } => return gossip_key(*add, output, globals),
         CertsCommand::Ca { cluster, days, output } => {
             let authority = Authority::new(cluster, DAY * *days, SystemTime::now())?;
             let written = write_pair(output, "ca", authority.certificate_pem(), authority.key_pem())?;
@@ -112,6 +127,44 @@ pub fn run(args: &Args, globals: &Globals) -> Result<Exit, Failure> {
         serde_json::json!({ "identity": identity, "certificate": written.certificate, "key": written.key }).to_string()
     } else {
         format!("{identity}\n  certificate  {certificate}\n  private key  {key}")
+    };
+    writeln!(std::io::stdout(), "{text}").map_err(|error| Failure::new(Exit::Rejected, error.to_string()))?;
+    Ok(Exit::Ok)
+}
+
+/// Draws a gossip key, into a new file or behind the keys of one.
+fn gossip_key(add: bool, output: &Output, globals: &Globals) -> Result<Exit, Failure> {
+    let path = output.out.join("gossip.keys");
+    fs::create_dir_all(&output.out).map_err(|error| Failure::usage(format!("{}: {error}", output.out.display())))?;
+    let (mut text, ids) = if add {
+        let ring = KeyRing::load(&path).map_err(|error| Failure::usage(error.to_string()))?;
+        let text = fs::read_to_string(&path).map_err(|error| Failure::usage(format!("{}: {error}", path.display())))?;
+        (text, ring.ids())
+    } else {
+        let heading =
+            "# Gossip keys of the cluster, the same on all nodes. The first seals, all open. Keep the file secret.\n";
+        (heading.to_owned(), Vec::new())
+    };
+    let id = ids.iter().max().map_or(Some(1), |last| last.checked_add(1));
+    let id = id.ok_or_else(|| Failure::usage(format!("{}: key 65535 is in use; renumber the keys", path.display())))?;
+    let mut key = [0; KEY_BYTES];
+    getrandom::fill(&mut key).map_err(|error| Failure::new(Exit::Rejected, error.to_string()))?;
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    let _ = write!(text, "{id}: ");
+    for byte in key {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text.push('\n');
+    // What was written is also what is read, one key too many included.
+    KeyRing::parse(&path, &text).map_err(|error| Failure::usage(error.to_string()))?;
+    write_file(&path, text.as_bytes(), 0o600, add || output.force)?;
+    let text = if globals.json {
+        serde_json::json!({ "key_file": path, "id": id }).to_string()
+    } else {
+        format!("gossip key {id}\n  key file     {}", path.display())
     };
     writeln!(std::io::stdout(), "{text}").map_err(|error| Failure::new(Exit::Rejected, error.to_string()))?;
     Ok(Exit::Ok)

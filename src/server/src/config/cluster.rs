@@ -8,7 +8,7 @@ use generation_node::Replication;
 use generation_node::env::disk::BLOCK_BYTES;
 use serde::Deserialize;
 
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, wrong};
 
 /// What an acknowledged write has survived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize)]
@@ -127,11 +127,6 @@ fn identity<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<
             "`{text}` is not an identity of 32 hexadecimal digits; `openssl rand -hex 16` draws one"
         ))),
     }
-}
-
-fn wrong<T>(key: &'static str, message: impl Into<String>) -> Result<T, ConfigError> {
-    let message = message.into();
-    Err(ConfigError::Value { key, message })
 }
 
 impl Cluster {

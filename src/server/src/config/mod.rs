@@ -5,6 +5,7 @@
 
 mod check;
 mod cluster;
+mod gossip;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use serde::Deserialize;
 
 use crate::tls::load::TlsFiles;
 pub use cluster::{Cluster, Durability, Journal, JournalShare, Member};
+pub use gossip::{Gossip, gossip_port};
 
 /// The documented default configuration, as `--print-default-config` prints it.
 pub const DEFAULT: &str = include_str!("default.toml");
@@ -42,6 +44,8 @@ pub struct Config {
     pub durability: Durability,
     /// `[cluster]`.
     pub cluster: Cluster,
+    /// `[gossip]`.
+    pub gossip: Gossip,
     /// `[tls]`.
     pub tls: Tls,
     /// `[memory]`.
@@ -163,6 +167,7 @@ impl Default for Config {
             shards: 16,
             durability: Durability::default(),
             cluster: Cluster::default(),
+            gossip: Gossip::default(),
             tls: Tls::default(),
             memory: Memory::default(),
             journal: Journal::default(),
@@ -239,6 +244,11 @@ fn duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Duratio
     })
 }
 
+fn wrong<T>(key: &'static str, message: impl Into<String>) -> Result<T, ConfigError> {
+    let message = message.into();
+    Err(ConfigError::Value { key, message })
+}
+
 /// Why a configuration cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
@@ -283,7 +293,11 @@ impl Config {
         let mut config = Self::parse(path, &text)?;
         let directory = path.parent().unwrap_or(Path::new(""));
         let Tls { ca, certificate, key } = &mut config.tls;
-        for file in [&mut config.data_dir, ca, certificate, key] {
+        let gossip_keys = config.gossip.key_file.as_mut();
+        for file in [&mut config.data_dir, ca, certificate, key]
+            .into_iter()
+            .chain(gossip_keys)
+        {
             *file = directory.join(&*file);
         }
         Ok(config)
@@ -304,19 +318,15 @@ impl Config {
     /// Checks the values against each other and against hard limits. What depends on who the node is ([`Config::member`]) and on its
     /// cores ([`Config::journal_share`]), and what the machine must have, is not checked here.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let wrong = |key, message: String| Err(ConfigError::Value { key, message });
         if self.cores == Some(0) || self.cores.is_some_and(|cores| cores > 256) {
-            return wrong(
-                "cores",
-                "must be 1 to 256; leave it out to use all the machine has".into(),
-            );
+            return wrong("cores", "must be 1 to 256; leave it out to use all the machine has");
         }
         if let Some(cpus) = &self.cpus {
             let distinct: std::collections::BTreeSet<usize> = cpus.iter().copied().collect();
             if !self.pin || distinct.len() != cpus.len() || self.cores.map(usize::from) != Some(cpus.len()) {
                 return wrong(
                     "cpus",
-                    "must name a processor of its own for each of `cores`, and needs `pin = true`".into(),
+                    "must name a processor of its own for each of `cores`, and needs `pin = true`",
                 );
             }
         }
@@ -332,6 +342,7 @@ impl Config {
             );
         }
         self.cluster.validate()?;
+        self.validate_gossip()?;
         let shard_bytes = self.memory.budget.as_u64() / u64::from(self.shards);
         let max_value = self.limits.max_value.as_u64();
         if !(1..=generation_node::MAX_VALUE_BYTES as u64).contains(&max_value) {
@@ -357,20 +368,20 @@ impl Config {
             );
         }
         if self.limits.connections_per_core == 0 {
-            return wrong("limits.connections_per_core", "must be at least 1".into());
+            return wrong("limits.connections_per_core", "must be at least 1");
         }
         if self.limits.connections_per_address == 0 {
-            return wrong("limits.connections_per_address", "must be at least 1".into());
+            return wrong("limits.connections_per_address", "must be at least 1");
         }
         if !(Duration::from_secs(1)..=Duration::from_hours(1)).contains(&self.limits.idle_timeout) {
-            return wrong("limits.idle_timeout", "must be \"1s\" to \"1h\"".into());
+            return wrong("limits.idle_timeout", "must be \"1s\" to \"1h\"");
         }
         if self.limits.drain > Duration::from_mins(1) {
-            return wrong("limits.drain", "must be at most \"1m\"".into());
+            return wrong("limits.drain", "must be at most \"1m\"");
         }
         let (idle, day) = (self.sessions.idle_timeout, Duration::from_hours(24));
         if !(Duration::from_secs(1)..=day * 7).contains(&idle) {
-            return wrong("sessions.idle_timeout", "must be \"1s\" to \"7days\"".into());
+            return wrong("sessions.idle_timeout", "must be \"1s\" to \"7days\"");
         }
         if !(MIN_SESSION_WINDOW..=SESSION_WINDOW).contains(&self.sessions.window) {
             return wrong(
@@ -379,7 +390,7 @@ impl Config {
             );
         }
         if !(64 << 10..=1 << 30).contains(&self.network.socket_buffer.as_u64()) {
-            return wrong("network.socket_buffer", "must be \"64KiB\" to \"1GiB\"".into());
+            return wrong("network.socket_buffer", "must be \"64KiB\" to \"1GiB\"");
         }
         Ok(())
     }
@@ -437,6 +448,7 @@ mod tests {
         assert_eq!(config.memory.max_records, Some(1_000_000));
         assert_eq!(config.advertise, Some("10.0.0.1:7400".parse().unwrap()));
         assert_eq!(config.cluster.nodes.len(), 3);
+        assert_eq!(config.gossip.seeds.len(), 1);
         config.validate().unwrap();
         assert_eq!(config.member(1).unwrap().map(|member| member.cores), Some(2));
         config.journal_share(2).unwrap();

@@ -59,6 +59,8 @@ const OFFER_AGAIN: Duration = Duration::from_millis(1);
 pub struct Shared {
     stopping: AtomicBool,
     bells: Vec<Bell>,
+    /// By core: something that is no datagram and no message waits for it.
+    notified: Vec<AtomicBool>,
 }
 
 impl Shared {
@@ -68,7 +70,17 @@ impl Shared {
         Ok(Arc::new(Self {
             stopping: AtomicBool::new(false),
             bells,
+            notified: (0..cores).map(|_| AtomicBool::new(false)).collect(),
         }))
+    }
+
+    /// Ends the park under way of a core, or if there is none the next one. May be called from any thread, which has put down before
+    /// what the core is to find.
+    pub fn notify(&self, core: CoreId) {
+        let core = usize::from(core);
+        if !self.notified[core].swap(true, Ordering::AcqRel) {
+            self.bells[core].ring();
+        }
     }
 
     /// Asks all cores to stop gracefully. May be called from any thread, more than once.
@@ -268,6 +280,7 @@ impl Env for GlommioEnv {
         for _ in 0..ROUNDS {
             let behind = core.advance();
             if core.woken.take() || core.has_work() {
+                core.take_notice();
                 // Work without end must not keep the core's tasks from theirs.
                 self.yield_now().await;
                 return;
@@ -281,6 +294,7 @@ impl Env for GlommioEnv {
                 return;
             }
             if core.under_way.get() == 0 && core.spin(before, deadline) {
+                core.take_notice();
                 core.spin.borrow_mut().record(before.elapsed(), arrivals);
                 return;
             }
@@ -288,6 +302,7 @@ impl Env for GlommioEnv {
             bell.before_sleep();
             if core.has_work() {
                 bell.after_sleep(false);
+                core.take_notice();
                 return;
             }
             let offer = behind.then(|| now + OFFER_AGAIN);
@@ -295,6 +310,7 @@ impl Env for GlommioEnv {
             let (arrived, rung) = core.sleep(until);
             bell.after_sleep(rung);
             if arrived {
+                core.take_notice();
                 core.spin.borrow_mut().record(before.elapsed(), arrivals);
                 return;
             }
@@ -336,7 +352,16 @@ impl Core {
     fn has_work(&self) -> bool {
         self.mesh.has_ready()
             || self.socket.has_ready()
+            || self.shared.notified[usize::from(self.id)].load(Ordering::Relaxed)
             || (!self.stop_seen.get() && self.shared.stopping.load(Ordering::Acquire))
+    }
+
+    /// What was to be seen is seen by the turn that follows.
+    fn take_notice(&self) {
+        let notified = &self.shared.notified[usize::from(self.id)];
+        if notified.load(Ordering::Relaxed) {
+            notified.swap(false, Ordering::AcqRel);
+        }
     }
 
     /// Spins for a while if that pays; whether something arrived.

@@ -55,7 +55,7 @@ pub enum PortError {
 }
 
 impl PortError {
-    fn new(address: SocketAddr, error: io::Error) -> Self {
+    pub(crate) fn new(address: SocketAddr, error: io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::AddrInUse => Self::InUse {
                 address,
@@ -107,12 +107,25 @@ pub fn open(address: SocketAddr, cores: u16, buffer_bytes: usize) -> Result<Port
     })
 }
 
+/// Binds one socket that does not block to `address`, for one thread alone.
+pub(crate) fn open_one(address: SocketAddr) -> Result<UdpSocket, PortError> {
+    let failure = |error| PortError::new(address, error);
+    let socket = UdpSocket::from(claim(address)?);
+    socket.set_nonblocking(true).map_err(failure)?;
+    Ok(socket)
+}
+
 /// Fails if anybody else holds the port. A shared port would let a second server of the same user in without a word.
 fn probe(address: SocketAddr) -> Result<(), PortError> {
+    claim(address).map(drop)
+}
+
+/// Binds a socket, and waits a moment for a port that is busy.
+fn claim(address: SocketAddr) -> Result<Socket, PortError> {
     let give_up = Instant::now() + BUSY_RETRY;
     loop {
-        match socket(address).and_then(|socket| socket.bind(&address.into())) {
-            Ok(()) => return Ok(()),
+        match socket(address).and_then(|socket| socket.bind(&address.into()).map(|()| socket)) {
+            Ok(socket) => return Ok(socket),
             Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < give_up => {
                 std::thread::sleep(Duration::from_millis(20));
             }

@@ -27,7 +27,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use super::identity::{Identity, IdentityError, Role};
 
 /// Permission bits a private key's file must not have: writable by its group, anything for others.
-const KEY_EXPOSED: u32 = 0o027;
+pub(crate) const KEY_EXPOSED: u32 = 0o027;
 
 /// Where a node's certificates are.
 #[derive(Debug, Clone, PartialEq, Eq)]

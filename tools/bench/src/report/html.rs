@@ -37,6 +37,69 @@ struct Curve {
     points: Vec<(f64, f64)>,
 }
 
+/// A table of a page, with a heading.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Section {
+    /// The heading.
+    pub title: String,
+    /// Names of the columns.
+    pub header: Vec<String>,
+    /// The rows, as many cells each.
+    pub rows: Vec<Vec<String>>,
+}
+
+/// Renders a report under a title of its own, with tables in front of its runs.
+///
+/// # Errors
+/// What the plotting crate says of a chart it cannot draw.
+pub fn render_with(report: &Report, title: &str, sections: &[Section]) -> Result<String, String> {
+    let mut body = String::new();
+    for Section { title, header, rows } in sections {
+        let _ = write!(body, "<h2>{}</h2><table><tr>", escape(title));
+        for name in header {
+            let _ = write!(body, "<th>{}</th>", escape(name));
+        }
+        body.push_str("</tr>");
+        for row in rows {
+            body.push_str("<tr>");
+            for cell in row {
+                let _ = write!(body, "<td>{}</td>", escape(cell));
+            }
+            body.push_str("</tr>");
+        }
+        body.push_str("</table>");
+    }
+    match report {
+        Report::Runs { environment, runs, .. } => {
+            body.push_str(&of_all(runs)?);
+            Ok(page(&escape(title), environment, &body))
+        }
+        Report::Comparison { .. } => Err("a comparison has a page of its own".to_owned()),
+    }
+}
+
+/// What a page says of runs.
+fn of_all(runs: &[RunResult]) -> Result<String, String> {
+    let mut body = String::new();
+    for run in runs {
+        let _ = write!(
+            body,
+            "<h2>{}</h2><p>{}</p>",
+            escape(&run.target),
+            escape(&table::headline(run))
+        );
+        verdict(&mut body, run);
+        figures(&mut body, run);
+    }
+    if !runs.is_empty() {
+        let _ = write!(body, "<h2>Latency by percentile</h2>{}", by_percentile(&of_runs(runs))?);
+    }
+    for run in runs {
+        let _ = write!(body, "<h2>Over time: {}</h2>{}", escape(&label(run)), over_time(run)?);
+    }
+    Ok(body)
+}
+
 /// Renders a report.
 ///
 /// # Errors
@@ -44,21 +107,7 @@ struct Curve {
 pub fn render(report: &Report) -> Result<String, String> {
     match report {
         Report::Runs { environment, runs, .. } => {
-            let mut body = String::new();
-            for run in runs {
-                let _ = write!(
-                    body,
-                    "<h2>{}</h2><p>{}</p>",
-                    escape(&run.target),
-                    escape(&table::headline(run))
-                );
-                verdict(&mut body, run);
-                figures(&mut body, run);
-            }
-            let _ = write!(body, "<h2>Latency by percentile</h2>{}", by_percentile(&of_runs(runs))?);
-            for run in runs {
-                let _ = write!(body, "<h2>Over time: {}</h2>{}", escape(&label(run)), over_time(run)?);
-            }
+            let body = of_all(runs)?;
             Ok(page("Latency report", environment, &body))
         }
         Report::Comparison { comparison, .. } => {
