@@ -21,9 +21,26 @@ pub fn slot_of(key: &[u8]) -> u16 {
 }
 
 /// The part of `key` that decides its slot.
+#[inline]
 fn hash_tag(key: &[u8]) -> &[u8] {
-    // Most keys have no tag, and `contains` looks at eight bytes at a time where `position` looks at one.
-    if key.contains(&b'{') { tag_within(key) } else { key }
+    // Most keys have no tag.
+    if has_brace(key) { tag_within(key) } else { key }
+}
+
+/// Whether there is a `{` in `key`: sixteen or eight bytes are looked at at a time, at the end some of them twice.
+#[inline]
+fn has_brace(key: &[u8]) -> bool {
+    fn any<const N: usize>(bytes: &[u8; N]) -> bool {
+        bytes.iter().fold(false, |any, &byte| any | (byte == b'{'))
+    }
+    if let Some(last) = key.last_chunk::<16>() {
+        let (chunks, _) = key.as_chunks::<16>();
+        return chunks.iter().any(any) || any(last);
+    }
+    if let (Some(first), Some(last)) = (key.first_chunk::<8>(), key.last_chunk::<8>()) {
+        return any(first) | any(last);
+    }
+    key.iter().any(|&byte| byte == b'{')
 }
 
 #[cold]
@@ -49,6 +66,19 @@ mod tests {
         assert_eq!(hash_tag(b"foo{bar}{zap}"), b"bar");
         assert_eq!(hash_tag(b"foo{bar"), b"foo{bar");
         assert_eq!(hash_tag(b"{}"), b"{}");
+    }
+
+    #[test]
+    fn a_brace_is_found_wherever_it_is() {
+        for len in 0..70 {
+            let mut key = vec![b'x'; len];
+            assert!(!has_brace(&key));
+            for at in 0..len {
+                key[at] = b'{';
+                assert!(has_brace(&key), "{at} of {len}");
+                key[at] = b'x';
+            }
+        }
     }
 
     #[test]
