@@ -27,20 +27,23 @@ fn hash_tag(key: &[u8]) -> &[u8] {
     if has_brace(key) { tag_within(key) } else { key }
 }
 
-/// Whether there is a `{` in `key`: sixteen or eight bytes are looked at at a time, at the end some of them twice.
+/// Whether there is a `{` in `key`: eight bytes are looked at at a time, the last ones perhaps twice.
 #[inline]
 fn has_brace(key: &[u8]) -> bool {
-    fn any<const N: usize>(bytes: &[u8; N]) -> bool {
-        bytes.iter().fold(false, |any, &byte| any | (byte == b'{'))
-    }
-    if let Some(last) = key.last_chunk::<16>() {
-        let (chunks, _) = key.as_chunks::<16>();
-        return chunks.iter().any(any) || any(last);
-    }
-    if let (Some(first), Some(last)) = (key.first_chunk::<8>(), key.last_chunk::<8>()) {
-        return any(first) | any(last);
-    }
-    key.iter().any(|&byte| byte == b'{')
+    let Some(last) = key.last_chunk::<8>() else {
+        return key.contains(&b'{');
+    };
+    let (words, _) = key.as_chunks::<8>();
+    words.iter().fold(braces(*last), |found, word| found | braces(*word)) != 0
+}
+
+/// Not zero if one of the bytes is a `{`: there is a zero among them without those of `{`, and only a zero borrows from its highest bit.
+#[inline]
+fn braces(word: [u8; 8]) -> u64 {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    const BRACES: u64 = u64::from_le_bytes([b'{'; 8]);
+    let word = u64::from_le_bytes(word) ^ BRACES;
+    word.wrapping_sub(ONES) & !word & (ONES << 7)
 }
 
 #[cold]

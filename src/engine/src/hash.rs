@@ -87,7 +87,7 @@ mod tests {
         // From the reference implementation.
         assert_eq!(hasher.hash(&[]), 0xabac_0158_050f_c4dc);
         let another = SipHasher13::new_with_keys(seed[0], seed[1]);
-        let input: Vec<u8> = (0..600).map(|at| (at * 7) as u8).collect();
+        let input: Vec<u8> = (0..600_u32).map(|at| (at * 7) as u8).collect();
         for len in 0..input.len() {
             assert_eq!(hasher.hash(&input[..len]), another.hash(&input[..len]), "{len} bytes");
         }

@@ -55,7 +55,7 @@ impl List {
     /// [`List::raised`].
     #[inline]
     #[must_use = "without `raised` the list is broken"]
-    pub(crate) fn raise(&self, header: &mut Header) -> (Ref, Ref) {
+    pub(crate) fn raise(self, header: &mut Header) -> (Ref, Ref) {
         let links = (header.newer.get(), header.older.get());
         header.newer.set(NIL);
         header.older.set(self.newest);
