@@ -331,10 +331,12 @@ impl Map {
     }
 }
 
-/// Slot to shard, one load a key.
+/// Slot to shard: a shift where the slots are dealt out evenly, otherwise one load a key, of a table as large as a first-level cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SlotTable {
     shards: Box<[u16]>,
+    /// Every slot's shard is the slot shifted by this.
+    shift: Option<u32>,
 }
 
 impl SlotTable {
@@ -360,14 +362,22 @@ impl SlotTable {
                 slot: table.len() as u16,
             });
         }
+        let shift =
+            (0..=SLOTS.ilog2()).find(|shift| (0..SLOTS).zip(&table).all(|(slot, &shard)| slot >> shift == shard));
         Ok(Self {
             shards: table.into_boxed_slice(),
+            shift,
         })
     }
 
     /// The shard that `key` belongs to.
+    #[inline]
     pub fn shard_of(&self, key: &[u8]) -> u16 {
-        self.shards[usize::from(slot_of(key))]
+        let slot = slot_of(key);
+        match self.shift {
+            Some(shift) => slot >> shift,
+            None => self.shards[usize::from(slot)],
+        }
     }
 }
 
@@ -391,6 +401,10 @@ mod tests {
             );
             assert_eq!(table.shards[0], 0);
             assert_eq!(table.shards[usize::from(SLOTS) - 1], shards - 1);
+            assert_eq!(table.shift.is_some(), shards.is_power_of_two());
+            for key in (0..1_000_u32).map(u32::to_le_bytes) {
+                assert_eq!(table.shard_of(&key), table.shards[usize::from(slot_of(&key))]);
+            }
         }
     }
 

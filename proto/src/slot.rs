@@ -21,9 +21,29 @@ pub fn slot_of(key: &[u8]) -> u16 {
 }
 
 /// The part of `key` that decides its slot.
+#[inline]
 fn hash_tag(key: &[u8]) -> &[u8] {
-    // Most keys have no tag, and `contains` looks at eight bytes at a time where `position` looks at one.
-    if key.contains(&b'{') { tag_within(key) } else { key }
+    // Most keys have no tag.
+    if has_brace(key) { tag_within(key) } else { key }
+}
+
+/// Whether there is a `{` in `key`: eight bytes are looked at at a time, the last ones perhaps twice.
+#[inline]
+fn has_brace(key: &[u8]) -> bool {
+    let Some(last) = key.last_chunk::<8>() else {
+        return key.contains(&b'{');
+    };
+    let (words, _) = key.as_chunks::<8>();
+    words.iter().fold(braces(*last), |found, word| found | braces(*word)) != 0
+}
+
+/// Not zero if one of the bytes is a `{`: there is a zero among them without those of `{`, and only a zero borrows from its highest bit.
+#[inline]
+fn braces(word: [u8; 8]) -> u64 {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    const BRACES: u64 = u64::from_le_bytes([b'{'; 8]);
+    let word = u64::from_le_bytes(word) ^ BRACES;
+    word.wrapping_sub(ONES) & !word & (ONES << 7)
 }
 
 #[cold]
@@ -49,6 +69,19 @@ mod tests {
         assert_eq!(hash_tag(b"foo{bar}{zap}"), b"bar");
         assert_eq!(hash_tag(b"foo{bar"), b"foo{bar");
         assert_eq!(hash_tag(b"{}"), b"{}");
+    }
+
+    #[test]
+    fn a_brace_is_found_wherever_it_is() {
+        for len in 0..70 {
+            let mut key = vec![b'x'; len];
+            assert!(!has_brace(&key));
+            for at in 0..len {
+                key[at] = b'{';
+                assert!(has_brace(&key), "{at} of {len}");
+                key[at] = b'x';
+            }
+        }
     }
 
     #[test]

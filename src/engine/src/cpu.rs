@@ -1,18 +1,38 @@
 //! What the processor can do beyond the language: compare 16 bytes at once, and fetch memory ahead of its use. Elsewhere
 //! than on x86-64 the unsafe code here is not needed.
 
+/// A cache line of the usual processors.
+const LINE_BYTES: usize = 64;
+
+/// What [`prefetch_bytes`] asks for at most.
+const PREFETCHED_BYTES: usize = 3 * LINE_BYTES;
+
 /// Asks for the cache line that holds the first byte of `target`. It changes nothing but timing.
 #[inline]
 pub(crate) fn prefetch<T>(target: &T) {
+    prefetch_at(std::ptr::from_ref(target).cast());
+}
+
+/// Asks for all cache lines of `bytes`, at most the first [`PREFETCHED_BYTES`] of them.
+#[inline]
+pub(crate) fn prefetch_bytes(bytes: &[u8]) {
+    let last = bytes.len().clamp(1, PREFETCHED_BYTES) - 1;
+    for at in [0, LINE_BYTES, 2 * LINE_BYTES, last] {
+        prefetch_at(bytes.as_ptr().wrapping_add(at.min(last)));
+    }
+}
+
+#[inline]
+fn prefetch_at(address: *const u8) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch never faults and reads nothing the program can see; the instruction is part of SSE, which every
-        // x86-64 processor has.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(target).cast()) };
+        // SAFETY: a prefetch never faults, whatever the address, and reads nothing the program can see; the instruction is part of
+        // SSE, which every x86-64 processor has.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
     }
     #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    let _ = target;
+    let _ = address;
 }
 
 /// A mask of the bytes of `low` (8) and `high` (4) that equal `byte`, the first in the lowest bit.
@@ -63,5 +83,7 @@ mod tests {
             }
         }
         prefetch(&state);
+        prefetch_bytes(&[]);
+        prefetch_bytes(&[0; 500]);
     }
 }

@@ -105,7 +105,11 @@ impl Entries {
     /// 0 = never.
     #[inline]
     pub(crate) fn expires_at_ms(&self, entry: Ref) -> u64 {
-        entry::expires_at_ms(self.arena.slot(entry))
+        if self.header(entry).has(entry::EXPIRES) {
+            entry::expires_at_ms(self.arena.slot(entry))
+        } else {
+            0
+        }
     }
 
     #[inline]
@@ -144,11 +148,7 @@ impl Entries {
     /// All of an entry will be read soon, if it is of the usual size.
     #[inline]
     pub(crate) fn prefetch_all(&self, entry: Ref) {
-        let slot = self.arena.slot(entry);
-        let last = slot.len().min(192) - 1;
-        for at in [0, 64, 128, last] {
-            cpu::prefetch(&slot[at.min(last)]);
-        }
+        cpu::prefetch_bytes(self.arena.slot(entry));
     }
 
     /// Writes a new entry. `flags` are its flags but for those that say where its parts are.

@@ -2,6 +2,7 @@
 
 use crate::arena::{NIL, Ref};
 use crate::entries::Entries;
+use crate::entry::Header;
 
 /// The two ends of a list.
 #[derive(Debug, Clone, Copy)]
@@ -50,13 +51,20 @@ impl List {
         }
     }
 
-    /// Makes an entry of this list, which is not its newest, the newest.
+    /// Makes an entry of this list, which is not its newest, the newest: sets the links in its header, and gives those it had, for
+    /// [`List::raised`].
     #[inline]
-    pub(crate) fn raise(&mut self, entries: &mut Entries, entry: Ref) {
-        let header = entries.header_mut(entry);
-        let (newer, older) = (header.newer.get(), header.older.get());
+    #[must_use = "without `raised` the list is broken"]
+    pub(crate) fn raise(self, header: &mut Header) -> (Ref, Ref) {
+        let links = (header.newer.get(), header.older.get());
         header.newer.set(NIL);
         header.older.set(self.newest);
+        links
+    }
+
+    /// Closes the gap that an entry has left that was raised, and puts it at the end.
+    #[inline]
+    pub(crate) fn raised(&mut self, entries: &mut Entries, entry: Ref, (newer, older): (Ref, Ref)) {
         entries.header_mut(newer).older.set(older);
         if older == NIL {
             self.oldest = newer;

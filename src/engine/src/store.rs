@@ -399,7 +399,8 @@ impl Store {
                 if stale {
                     header.set_stamp(self.age.generation);
                 }
-                self.lists[FIRST].raise(&mut self.entries, entry);
+                let links = self.lists[FIRST].raise(header);
+                self.lists[FIRST].raised(&mut self.entries, entry, links);
                 self.recall_scout(entry);
                 if stale {
                     self.count_use();

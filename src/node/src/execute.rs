@@ -7,7 +7,7 @@ use generation_engine::batch::Operation;
 use generation_engine::machine::Reply;
 use generation_engine::{Cursor, EntryRef, Outcome, Shard, Version};
 use generation_proto::limits::FRAME_OVERHEAD;
-use generation_proto::reply::{Page, PageEntry};
+use generation_proto::reply::{Page, PageEntry, ReplyTemplate};
 use generation_proto::request::Scan;
 use generation_proto::{Consistency, ReplyOptions, Status};
 
@@ -547,36 +547,37 @@ impl<D: Disk> Turn<'_, '_, D> {
             &mut self.dispatch.stats.reads,
         );
         let bounded = Consistency::Stale { max_age_ms: 0 }.code();
+        let newest = matches!(freshness, Freshness::Newest);
+        let mut template = ReplyTemplate::new(&meta);
         let each = |place: usize, entry: Option<EntryRef<'_>>| {
             let reader = &readers[place];
-            let mut options = ReplyOptions::default();
-            if reader.consistency != 0 {
-                let age_ms = match freshness {
-                    Freshness::Newest => 0,
-                    Freshness::AsAsked(age_ms) => age_ms,
-                };
-                options.age_ms = (reader.consistency == bounded).then_some(age_ms);
+            let (status, version, expires_at_ms, value) = match entry {
+                Some(entry) => (Status::Ok, entry.version, entry.expires_at_ms, entry.value),
+                None => (Status::NotFound, Version::ABSENT, 0, &[][..]),
+            };
+            if expires_at_ms != 0 && expires_at_ms <= now_ms && !active(Mutant::ExpiredServed) {
+                return late.push((place, version));
             }
-            if let Freshness::AsAsked(_) = freshness {
-                meta.consistency = reader.consistency;
-            }
-            let done = match entry {
-                Some(entry)
-                    if entry.expires_at_ms != 0 && entry.expires_at_ms <= now_ms && !active(Mutant::ExpiredServed) =>
-                {
-                    late.push((place, entry.version));
-                    return;
+            let done = match reader.origin {
+                Origin::Stream { stream, id, opcode } if newest && reader.consistency == 0 && expires_at_ms == 0 => {
+                    let what = (status, version.get());
+                    replies.reply_plainly(streams, (stream, id, opcode), &mut template, what, value)
                 }
-                Some(entry) => {
-                    meta.status = Status::Ok.code();
-                    meta.version = entry.version.get();
-                    options.expires_at_ms = (entry.expires_at_ms != 0).then_some(entry.expires_at_ms);
-                    replies.reply_read(streams, reader.origin, &meta, &options, entry.value)
-                }
-                None => {
-                    meta.status = Status::NotFound.code();
-                    meta.version = 0;
-                    replies.reply_read(streams, reader.origin, &meta, &options, &[])
+                origin => {
+                    let mut options = ReplyOptions::default();
+                    if reader.consistency == bounded {
+                        options.age_ms = Some(match freshness {
+                            Freshness::Newest => 0,
+                            Freshness::AsAsked(age_ms) => age_ms,
+                        });
+                    }
+                    options.expires_at_ms = (expires_at_ms != 0).then_some(expires_at_ms);
+                    let mut meta = meta;
+                    if !newest {
+                        meta.consistency = reader.consistency;
+                    }
+                    (meta.status, meta.version) = (status.code(), version.get());
+                    replies.reply_read(streams, origin, &meta, &options, value)
                 }
             };
             if done {

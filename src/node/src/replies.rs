@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 use generation_proto::limits::FRAME_OVERHEAD;
-use generation_proto::reply::{MultiResult, ReplyWriter};
+use generation_proto::reply::{MultiResult, ReplyTemplate, ReplyWriter};
 use generation_proto::{Frame, Opcode, Reply, ReplyMeta, ReplyOptions, Status};
 use slab::Slab;
 
@@ -221,6 +221,24 @@ impl Replies {
                 self.refuse(streams, origin, Status::Busy, "too much is being read for another core");
             }
             _ => self.reply(streams, origin, meta, options, value),
+        }
+        true
+    }
+
+    /// As [`reply_read`](Self::reply_read), of a reply without options to a request of a stream of this core.
+    #[inline]
+    pub(crate) fn reply_plainly(
+        &self,
+        streams: &mut Streams,
+        (stream, id, opcode): (StreamRef, u64, u8),
+        template: &mut ReplyTemplate,
+        (status, version): (Status, u64),
+        value: &[u8],
+    ) -> bool {
+        match streams.answer_within(stream, opcode, self.stream_reply_bytes) {
+            Room::Here(out) => template.append(out, id, opcode, status.code(), version, value),
+            Room::Full => return false,
+            Room::Gone => {}
         }
         true
     }

@@ -23,11 +23,12 @@ const HANDED_OVER: std::ops::RangeInclusive<usize> = 2 << 10..=64 << 10;
 pub(crate) const HEAVY: u32 = 4;
 
 /// Whether the reply to an operation may be of several entries.
+#[inline]
 pub(crate) fn is_heavy(opcode: u8) -> bool {
-    matches!(
-        Opcode::from_code(opcode),
-        Some(Opcode::MultiGet | Opcode::Keys | Opcode::Entries)
-    )
+    const MULTI_GET: u8 = Opcode::MultiGet.code();
+    const KEYS: u8 = Opcode::Keys.code();
+    const ENTRIES: u8 = Opcode::Entries.code();
+    matches!(opcode, MULTI_GET | KEYS | ENTRIES)
 }
 
 /// Where an answer can be encoded.
@@ -87,6 +88,18 @@ pub(crate) struct Stream {
     pub(crate) paused: bool,
     /// The peer will send no more.
     pub(crate) input_done: bool,
+}
+
+impl Stream {
+    /// Gives the stream memory for its output.
+    #[cold]
+    fn take_buffer(&mut self, pool: &mut Vec<BytesMut>) {
+        if self.expected > 0 {
+            self.output.reserve(self.expected);
+        } else if let Some(buffer) = pool.pop() {
+            self.output = buffer;
+        }
+    }
 }
 
 /// What a connection may do.
@@ -211,6 +224,7 @@ impl Streams {
     }
 
     /// As [`answer`](Self::answer), unless more than `limit` bytes are waiting already.
+    #[inline]
     pub(crate) fn answer_within(&mut self, stream: StreamRef, opcode: u8, limit: usize) -> Room<'_> {
         let found = match self.slab.get_mut(stream.index as usize) {
             Some(found) if found.serial == stream.serial => found,
@@ -229,11 +243,7 @@ impl Streams {
             self.touched.push(stream.index);
         }
         if found.output.capacity() == 0 {
-            if found.expected > 0 {
-                found.output.reserve(found.expected);
-            } else if let Some(buffer) = self.pool.pop() {
-                found.output = buffer;
-            }
+            found.take_buffer(&mut self.pool);
         }
         Room::Here(&mut found.output)
     }

@@ -334,10 +334,22 @@ impl<D: Disk> Journal<D> {
         let recyclable = state.writer.recyclable().count();
         let dead = state.writer.index().dead(state.writer.durable_up_to()).count();
         let left = self.spare_files(&state) + recyclable;
-        if left > (self.0.config.segments / 2).max(2) || dead > recyclable {
+        if left > self.files_in_good_time() || dead > recyclable {
             return None;
         }
         state.writer.index().forced_snapshot(busy)
+    }
+
+    /// Whether so little room is left of what there was when a snapshot was asked for that one under way must not take its time.
+    pub(crate) fn is_short(&self) -> bool {
+        let state = self.0.state.borrow();
+        let left = self.spare_files(&state) + state.writer.recyclable().count();
+        self.0.disk.is_some() && left <= self.files_in_good_time() / 2
+    }
+
+    /// With so many files left a snapshot is asked for.
+    fn files_in_good_time(&self) -> usize {
+        (self.0.config.segments / 2).max(2)
     }
 
     /// The longest entry that is taken, in bytes.

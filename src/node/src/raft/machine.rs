@@ -12,7 +12,7 @@
 //!
 //! Not here: the log, what operations mean, when snapshots are taken.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::io;
 use std::rc::Rc;
@@ -67,8 +67,13 @@ pub(crate) struct Shared<D: Disk> {
     ambient: Rc<dyn Ambient>,
     disk: D,
     config: MachineConfig,
+    /// Says whether room in the journal is wanted so urgently that a snapshot takes the core for itself.
+    hurries: OnceCell<Hurry>,
     state: RefCell<State<D>>,
 }
+
+/// Whether a snapshot is to be taken as fast as can be.
+type Hurry = Box<dyn Fn() -> bool>;
 
 struct State<D: Disk> {
     machine: Machine,
@@ -127,6 +132,7 @@ impl<D: Disk> StateMachine<D> {
             ambient,
             disk,
             config,
+            hurries: OnceCell::new(),
             state: RefCell::new(state),
         })))
     }
@@ -137,6 +143,13 @@ impl<D: Disk> StateMachine<D> {
     /// If `work` calls back into this state machine.
     pub fn with<T>(&self, work: impl FnOnce(&mut Machine) -> T) -> T {
         work(&mut self.0.state.borrow_mut().machine)
+    }
+
+    /// Has snapshots taken as fast as can be whenever this holds; otherwise, and until this is called, they leave most of the core to
+    /// others. Once a state machine.
+    pub(crate) fn hurry_when(&self, hurries: impl Fn() -> bool + 'static) {
+        // The first stays.
+        let _ = self.0.hurries.set(Box::new(hurries));
     }
 
     /// The last entry applied.
@@ -284,6 +297,11 @@ impl<D: Disk> Shared<D> {
         &self.config
     }
 
+    /// Whether a snapshot under way is to be taken as fast as can be.
+    pub(crate) fn hurries(&self) -> bool {
+        self.hurries.get().is_some_and(|hurries| hurries())
+    }
+
     /// Begins an image of the state as it is now. `None`: one that was given up has not been walked to its end yet; a part of that was
     /// done.
     fn begin(&self) -> Option<Image> {
@@ -292,10 +310,7 @@ impl<D: Disk> Shared<D> {
         let entries = state.machine.shard_mut().snapshot_begin();
         let Ok(entries) = entries else {
             state.machine.shard_mut().snapshot_abandon();
-            let mut left = Progress::More;
-            while left == Progress::More {
-                left = state.machine.shard_mut().snapshot_slice(4096, |_| ());
-            }
+            let _: Progress = state.machine.shard_mut().snapshot_slice(4096, |_| ());
             return None;
         };
         state.machine.sessions_mut().image_begin();

@@ -317,6 +317,8 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         let machine = machine
             .await
             .map_err(|error| ReplicaError::Snapshots { shard, error })?;
+        let needing = journal.clone();
+        machine.hurry_when(move || needing.is_short());
         let failed = |error: &dyn std::fmt::Display| ReplicaError::Start {
             shard,
             error: error.to_string(),

@@ -37,6 +37,7 @@
 //! - A chunk is checked whenever it is read. A snapshot that does not stand that is marked, by whoever reads it, and not read again.
 
 mod load;
+mod pace;
 mod receive;
 mod send;
 mod write;

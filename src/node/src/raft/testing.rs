@@ -71,6 +71,11 @@ impl Bench {
         Rc::new(self.clone())
     }
 
+    /// Time passes while whoever runs works.
+    pub(crate) fn pass(&self, time: Duration) {
+        self.0.borrow_mut().now += time;
+    }
+
     /// Runs a future, and whatever it spawns, until it ends.
     pub(crate) fn run<T>(&self, future: impl Future<Output = T>) -> T {
         let mut output = None;

@@ -1,4 +1,4 @@
-//! Taking a snapshot: slices of the image become chunks, chunks become a file.
+//! Taking a snapshot: slices of the image become chunks, chunks become a file, at the pace that [`Pace`] allows.
 
 use std::io;
 use std::rc::Rc;
@@ -6,11 +6,11 @@ use std::rc::Rc;
 use generation_engine::snapshot_file::{ChunkKind, Encoder, SnapshotHeader};
 use generation_engine::{Progress, SnapshotEntry};
 
+use super::pace::Pace;
 use super::{DIRECTORY, ENTRY_BYTES, SnapshotFile, encode_membership, encode_state, path};
 use crate::env::disk::{Disk, File, Open};
 use crate::points;
 use crate::raft::machine::Shared;
-use crate::raft::runtime::yield_now;
 use crate::raft::types::{SnapshotMeta, to_journal};
 use generation_engine::mutants::{Mutant, active};
 
@@ -19,6 +19,9 @@ const CHUNK_BYTES: usize = 128 << 10;
 
 /// Entries visited before other tasks get a turn.
 const SLICE_RECORDS: usize = 256;
+
+/// Bytes written between syncs: a disk that has to make much durable at once keeps the journal's next sync waiting.
+const SYNC_BYTES: u64 = 4 << 20;
 
 /// An image under way: what it is of, and of which incarnation of the state.
 #[derive(Debug)]
@@ -82,7 +85,9 @@ async fn file<D: Disk>(shared: &Rc<Shared<D>>, image: &Image, id: u128, path: &s
     };
     let chunk = encoder.chunk(ChunkKind::State, &mut out, |out| encode_state(&entries, &head, out));
     chunk.map_err(io::Error::other)?;
-    let mut offset = 0;
+    let hurries = || shared.hurries();
+    let mut pace = Pace::new(shared.ambient(), &hurries);
+    let (mut offset, mut synced) = (0, 0);
     let mut payload = Vec::new();
     let mut done = Progress::More;
     for kind in [ChunkKind::Sessions, ChunkKind::Entries] {
@@ -96,7 +101,7 @@ async fn file<D: Disk>(shared: &Rc<Shared<D>>, image: &Image, id: u128, path: &s
                 });
                 let Some(slice) = slice else { return Ok(false) };
                 done = slice;
-                yield_now().await;
+                pace.rest().await;
             }
             if !payload.is_empty() {
                 encoder
@@ -106,6 +111,11 @@ async fn file<D: Disk>(shared: &Rc<Shared<D>>, image: &Image, id: u128, path: &s
                 D::point(points::SNAPSHOT_SLICE);
                 offset += out.len() as u64;
                 out.clear();
+                if offset - synced >= SYNC_BYTES && !active(Mutant::SnapshotUnsynced) {
+                    file.sync_data().await?;
+                    synced = offset;
+                }
+                pace.rest().await;
             }
             if done == Progress::Done {
                 break;
