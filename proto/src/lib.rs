@@ -12,6 +12,7 @@
 
 mod assembler;
 pub mod close_code;
+pub mod cluster;
 pub mod frame;
 pub mod limits;
 pub mod map;
@@ -37,7 +38,7 @@ pub use status::{Class, Status};
 pub const MAJOR: u16 = 1;
 
 /// The protocol's minor version. A higher minor only adds opcodes, options that may be ignored, and status codes.
-pub const MINOR: u16 = 2;
+pub const MINOR: u16 = 3;
 
 /// The ALPN identifier clients offer (RFC 7301). It carries the major version, so a mismatch is also seen by TLS.
 pub const ALPN_CLIENT: &[u8] = b"generation/1";

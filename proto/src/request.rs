@@ -4,6 +4,7 @@ use bytes::BytesMut;
 use zerocopy::byteorder::little_endian::{I64, U16, U32, U64, U128};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use crate::cluster::Verb;
 use crate::frame::{self, Frame};
 use crate::limits::{Limits, MAX_BATCH, MAX_NAME_LEN, MAX_PING_LEN, MAX_SHARDS, SESSION_WINDOW};
 use crate::options::{RequestOptions, Session, bit, request_tag as tag};
@@ -48,6 +49,8 @@ pub enum Opcode {
     CloseSession = 0x41,
     /// Has the node write a snapshot of a shard; an administrator's.
     TakeSnapshot = 0x50,
+    /// Asks about the cluster, or for a change of it; an administrator's.
+    Cluster = 0x51,
 }
 
 impl Opcode {
@@ -70,6 +73,7 @@ impl Opcode {
         Self::OpenSession,
         Self::CloseSession,
         Self::TakeSnapshot,
+        Self::Cluster,
     ];
 
     /// The operation of a code; `None` for one of a later minor version.
@@ -92,6 +96,7 @@ impl Opcode {
             0x40 => Self::OpenSession,
             0x41 => Self::CloseSession,
             0x50 => Self::TakeSnapshot,
+            0x51 => Self::Cluster,
             _ => return None,
         })
     }
@@ -116,7 +121,7 @@ impl Opcode {
 
     /// Whether the operation is about the cluster and not its data, and asked for by administrators alone.
     pub const fn is_administrative(self) -> bool {
-        matches!(self, Self::TakeSnapshot)
+        matches!(self, Self::TakeSnapshot | Self::Cluster)
     }
 
     /// The options that go with the operation, as a set of [`bit`]s.
@@ -132,7 +137,8 @@ impl Opcode {
             | Self::Stats
             | Self::OpenSession
             | Self::CloseSession
-            | Self::TakeSnapshot => ANY,
+            | Self::TakeSnapshot
+            | Self::Cluster => ANY,
             Self::Get | Self::MultiGet | Self::Keys | Self::Entries => READ,
             Self::Put => WRITE | CONDITION | bit(tag::TTL),
             Self::Delete => WRITE | bit(tag::IF_VERSION),
@@ -216,6 +222,13 @@ pub enum Operation<'a> {
     TakeSnapshot {
         /// The shard, from the map.
         shard: u16,
+    },
+    /// Asks about the cluster, or for a change of it ([`crate::cluster`]). Every change can be asked for again: it is made once.
+    Cluster {
+        /// What is asked.
+        verb: Verb,
+        /// What the verb needs.
+        body: &'a [u8],
     },
 }
 
@@ -327,6 +340,9 @@ pub enum RequestError {
         /// The frame's code.
         code: u8,
     },
+    /// A verb of `Cluster` is not known.
+    #[error("unknown verb {0} of Cluster; this node speaks minor version {minor} of the protocol", minor = crate::MINOR)]
+    UnknownVerb(u8),
     /// The body ends before what it must hold, or goes on after it.
     #[error("the body of {0:?} is {1} bytes long, which is not what its fields add up to")]
     BodyLength(Opcode, usize),
@@ -421,7 +437,7 @@ impl RequestError {
     /// The status of the reply.
     pub const fn status(&self) -> Status {
         match self {
-            Self::UnknownOperation { .. } => Status::UnknownOperation,
+            Self::UnknownOperation { .. } | Self::UnknownVerb(_) => Status::UnknownOperation,
             Self::UnknownOption { .. } | Self::OptionNotApplicable { .. } => Status::UnsupportedOption,
             Self::KeyTooLarge { .. } => Status::KeyTooLarge,
             Self::ValueTooLarge { .. } => Status::ValueTooLarge,
@@ -541,6 +557,7 @@ impl<'a> Operation<'a> {
             Self::OpenSession(_) => Opcode::OpenSession,
             Self::CloseSession(_) => Opcode::CloseSession,
             Self::TakeSnapshot { .. } => Opcode::TakeSnapshot,
+            Self::Cluster { .. } => Opcode::Cluster,
         }
     }
 
@@ -615,6 +632,12 @@ impl<'a> Operation<'a> {
                 in_range("the shard", usize::from(shard.get()), 0, MAX_SHARDS - 1)?;
                 Self::TakeSnapshot { shard: shard.get() }
             }
+            Opcode::Cluster => {
+                let verb: &u8 = take(&mut rest).ok_or(cut)?;
+                let verb = Verb::from_code(*verb).ok_or(RequestError::UnknownVerb(*verb))?;
+                let body = std::mem::take(&mut rest);
+                Self::Cluster { verb, body }
+            }
         };
         if rest.is_empty() { Ok(operation) } else { Err(cut) }
     }
@@ -634,6 +657,7 @@ impl<'a> Operation<'a> {
             Self::Keys(scan) | Self::Entries(scan) => size_of::<ScanHead>() + scan.prefix.len(),
             Self::OpenSession(_) | Self::CloseSession(_) => size_of::<SessionBody>(),
             Self::TakeSnapshot { .. } => size_of::<U16>(),
+            Self::Cluster { body, .. } => 1 + body.len(),
         }
     }
 
@@ -689,6 +713,10 @@ impl<'a> Operation<'a> {
                 out.extend_from_slice(body.as_bytes());
             }
             Self::TakeSnapshot { shard } => out.extend_from_slice(&shard.to_le_bytes()),
+            Self::Cluster { verb, body } => {
+                out.extend_from_slice(&[verb.code()]);
+                out.extend_from_slice(body);
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::BytesMut;
+use generation_proto::cluster::Verb;
 use generation_proto::options::{IGNORABLE, request_tag};
 use generation_proto::peer::{QuiesceVerb, Refusal};
 use generation_proto::request::{Item, ItemList, KeyList, Opcode};
@@ -237,6 +238,10 @@ fn body(opcode: Opcode) -> Vec<u8> {
         Opcode::OpenSession => Operation::OpenSession(ShardSession { id: 1, shard: 0 }),
         Opcode::CloseSession => Operation::CloseSession(ShardSession { id: 1, shard: 0 }),
         Opcode::TakeSnapshot => Operation::TakeSnapshot { shard: 0 },
+        Opcode::Cluster => Operation::Cluster {
+            verb: Verb::Describe,
+            body: &[],
+        },
     };
     let mut out = BytesMut::new();
     Request {

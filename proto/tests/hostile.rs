@@ -188,6 +188,7 @@ fn bodies_that_do_not_add_up_are_malformed() {
             Opcode::Incr => (9..=16).collect(),
             Opcode::OpenSession | Opcode::CloseSession => vec![18],
             Opcode::TakeSnapshot => vec![2],
+            Opcode::Cluster => (1..40).collect(),
             // Bytes of one are lengths, counts and limits far beyond what is there.
             _ => vec![],
         };
@@ -255,6 +256,14 @@ fn a_snapshot_is_of_a_shard_that_can_be() {
     assert_eq!(taken(4095), Ok(()));
     assert_eq!(taken(4096).unwrap_err().status(), Status::InvalidArgument);
     assert!(Opcode::TakeSnapshot.is_administrative() && !Opcode::TakeSnapshot.is_write());
+}
+
+#[test]
+fn what_is_asked_about_the_cluster_is_for_administrators_and_may_be_asked_again() {
+    assert!(Opcode::Cluster.is_administrative() && !Opcode::Cluster.is_write());
+    let unknown = request(Opcode::Cluster, &[], &[200]).unwrap_err();
+    assert_eq!(unknown, RequestError::UnknownVerb(200));
+    assert_eq!(unknown.status(), Status::UnknownOperation);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use bytes::{Bytes, BytesMut};
+use generation_proto::cluster::Verb;
 use generation_proto::limits::{MAX_SHARDS, SLOTS};
 use generation_proto::map::{Map, Node, NodeState, Replica, Shard, SlotRange};
 use generation_proto::options::{Condition, Consistency, Moved, ReplyOptions, RequestOptions, Session};
@@ -80,6 +81,10 @@ impl Owned {
             Opcode::OpenSession => Operation::OpenSession(session),
             Opcode::CloseSession => Operation::CloseSession(session),
             Opcode::TakeSnapshot => Operation::TakeSnapshot { shard: session.shard },
+            Opcode::Cluster => Operation::Cluster {
+                verb: Verb::ALL[usize::from(session.shard) % Verb::ALL.len()],
+                body: &self.value,
+            },
         };
         take(&Request {
             id: self.id,

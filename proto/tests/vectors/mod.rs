@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use bytes::BytesMut;
+use generation_proto::cluster::{NodeInfo, Progress, Verb, encode_setting};
 use generation_proto::map::{Map, Node, NodeState, Replica, Shard, SlotRange};
 use generation_proto::options::{Condition, Consistency, Moved, ReplyOptions, RequestOptions, Session};
 use generation_proto::peer::{Class, Message, PeerHello, Ping, Quiesce, QuiesceVerb, Refusal, control};
@@ -105,6 +106,13 @@ pub(crate) fn each_request(mut visit: impl FnMut(&str, &Request<'_>)) {
     request("open-session", plain, Operation::OpenSession(session));
     request("close-session", plain, Operation::CloseSession(session));
     request("take-snapshot", plain, Operation::TakeSnapshot { shard: 5 });
+    let cluster = |verb, body| Operation::Cluster { verb, body };
+    request("cluster-describe", plain, cluster(Verb::Describe, &[]));
+    let node = 7_u64.to_le_bytes();
+    request("cluster-drain", plain, cluster(Verb::Drain, &node));
+    let mut setting = BytesMut::new();
+    encode_setting("replication-factor", "5", &mut setting);
+    request("cluster-configure", plain, cluster(Verb::Configure, &setting));
 }
 
 /// The map of the golden vectors.
@@ -324,6 +332,29 @@ pub(crate) fn each_reply(mut visit: impl FnMut(&str, &Reply<'_>)) {
     let unknown = ReplyOptions::message("the session is unknown or has expired");
     reply("close-session-expired", Opcode::CloseSession, expired, unknown, b"");
     reply("take-snapshot", Opcode::TakeSnapshot, no_version, plain, b"");
+    let mut body = BytesMut::new();
+    NodeInfo {
+        node: 7,
+        directory: 0x1112_1314_1516_1718_191a_1b1c_1d1e_1f20,
+        cluster_id: 0x0102_0304_0506_0708_090a_0b0c_0d0e_0f10,
+        cluster: "main".to_owned(),
+        records: 3 << 16,
+        addr: SocketAddr::from(([10, 0, 0, 7], 7400)),
+        zone: "b".to_owned(),
+        cores: 4,
+        shards: 16,
+        is_managed: true,
+    }
+    .encode(&mut body);
+    reply("cluster-described", Opcode::Cluster, no_version, plain, &body);
+    body.clear();
+    Progress {
+        leader: 7,
+        steps: vec!["shard 1: node 4 for node 2".to_owned()],
+        stuck: vec!["shard 2: it has no leader".to_owned()],
+    }
+    .encode(&mut body);
+    reply("cluster-progress", Opcode::Cluster, no_version, plain, &body);
     let full = ReplyMeta {
         version: 0,
         ..status(Status::DiskFailed)
