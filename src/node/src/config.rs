@@ -11,6 +11,7 @@ use generation_proto::limits::SESSION_WINDOW;
 use generation_quic::ServerCrypto;
 use rustls::pki_types::CertificateDer;
 
+use crate::gossip::Gossip;
 use crate::peers::PeersConfig;
 use crate::raft::replica::Timing;
 use crate::raft::shards::Durability;
@@ -120,6 +121,22 @@ pub struct Replication {
     pub snapshot_bytes: u64,
     /// Patience of replicas with each other.
     pub timing: Timing,
+    /// Where the nodes of the cluster and the places of its replicas are said.
+    pub membership: Membership,
+}
+
+/// Where it is said which nodes a cluster has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Membership {
+    /// In the configuration of every node: each has a replica of every shard, and that is for good.
+    #[default]
+    Fixed,
+    /// In the records of the controller: nodes come and go, and replicas move. A node without records waits until an administrator has
+    /// it found a cluster or takes it into one.
+    Managed {
+        /// The node's zone; empty: none.
+        zone: String,
+    },
 }
 
 impl NodeLimits {
@@ -151,8 +168,8 @@ pub struct CoreConfig {
     /// Epoch of the map and of its shards: larger whenever the shards begin empty. Without replication that is at every start; with it,
     /// all nodes have the same, as long as the cluster exists.
     pub epoch: u32,
-    /// How shards are replicated. Every shard then has a replica on this node and on each of [`PeersConfig::nodes`]. Without it the
-    /// node is alone, and its shards are gone when it stops.
+    /// How shards are replicated. Where [the nodes are fixed](Membership::Fixed) every shard has a replica on this node and on each of
+    /// [`PeersConfig::nodes`]. Without it the node is alone, and its shards are gone when it stops.
     pub replication: Option<Replication>,
     /// Configuration of each shard.
     pub shard: ShardConfig,
@@ -172,6 +189,8 @@ pub struct CoreConfig {
     pub authorize: Authorize,
     /// The other nodes.
     pub peers: PeersConfig,
+    /// What tells the other nodes who leads what, and hears it from them, where the node gossips.
+    pub gossip: Option<Arc<dyn Gossip>>,
     /// Name and version of the software, as `Hello` tells it.
     pub software: String,
 }

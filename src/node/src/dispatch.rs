@@ -6,12 +6,14 @@
 //!
 //! Nothing here waits: a request is answered, forwarded to the core that owns its shard, or put off, and then forgotten.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use generation_engine::session::{self, SessionWrite};
 use generation_engine::{Command, Condition, Progress, Shard, Version, batch};
+use generation_proto::cluster::Verb;
 use generation_proto::limits::SESSION_WINDOW;
 use generation_proto::map::{Map, Node, NodeState, Replica as MapReplica, Shard as MapShard};
 use generation_proto::reply::HelloReply;
@@ -23,15 +25,18 @@ use generation_proto::{
 use generation_quic::ConnectionKey;
 
 use crate::config::{CoreConfig, NodeLimits};
+use crate::controller::report::Led;
+use crate::controller::{Answer, Controller};
 use crate::env::CoreId;
 use crate::env::disk::Disk;
-use crate::group::{Common, Group, News, Read, What};
+use crate::group::{Common, Group, Hints, News, Read, What};
 use crate::mesh::ShardView;
 use crate::peers::Peers;
 use crate::replica::Replica;
 use crate::replies::{Origin, Replies};
 use crate::stats::{self, NodeStats};
 use crate::streams::{HEAVY, StreamRef, Streams, is_heavy};
+use crate::view::View;
 
 const _: () = assert!(
     SESSION_WINDOW == session::SESSION_WINDOW,
@@ -194,6 +199,15 @@ pub(crate) struct Dispatch<D: Disk> {
     pub(crate) newsworthy: Vec<u16>,
     /// The map, with what the other cores have said of their shards.
     map: Map,
+    /// By shard: what is to be known of it where this node leads it.
+    led: Vec<Option<Led>>,
+    hints: Option<Hints>,
+    controller: Option<Rc<Controller<D>>>,
+    /// Whether the nodes are as the controller's records say.
+    is_managed: bool,
+    /// What was said to administrators, and how many wait.
+    said: Rc<RefCell<Vec<(Origin, Answer)>>>,
+    asking: usize,
     /// What the turn asks of each shard, and which shards it asks at all.
     batches: Vec<Batch<'static>>,
     busy_shards: Vec<u16>,
@@ -237,6 +251,12 @@ impl<D: Disk> Dispatch<D> {
             news: groups.map(|common| Rc::clone(&common.news)),
             newsworthy: Vec::new(),
             map,
+            led: vec![None; usize::from(config.shards)],
+            hints: groups.map(|common| Rc::clone(&common.hints)),
+            controller: groups.and_then(|common| common.controller.clone()),
+            is_managed: groups.is_some_and(|common| common.views.with(|view| view.managed)),
+            said: Rc::default(),
+            asking: 0,
             batches: (0..config.shards).map(|_| Batch::default()).collect(),
             busy_shards: Vec::new(),
             page: BytesMut::new(),
@@ -271,6 +291,7 @@ impl<D: Disk> Dispatch<D> {
         let batches = std::mem::take(&mut turn.dispatch.batches);
         turn.batches = batches;
         turn.news();
+        turn.say_to_administrators();
         for (place, request) in incoming.iter().enumerate() {
             turn.route(place as u32, request);
         }
@@ -303,6 +324,7 @@ impl<D: Disk> Dispatch<D> {
     pub(crate) fn has_news(&self) -> bool {
         let news = self.news.as_ref();
         news.is_some_and(|news| !news.is_empty() || self.groups().any(|group| !group.unserved.is_empty()))
+            || !self.said.borrow().is_empty()
     }
 
     fn groups(&self) -> impl Iterator<Item = &Group<D>> {
@@ -311,7 +333,7 @@ impl<D: Disk> Dispatch<D> {
 
     /// Whether nothing waits for a group.
     pub(crate) fn is_idle(&self) -> bool {
-        self.groups().all(Group::is_idle)
+        self.asking == 0 && self.groups().all(Group::is_idle)
     }
 
     /// When something that waits for a group is to be given up, at the latest.
@@ -342,19 +364,72 @@ impl<D: Disk> Dispatch<D> {
         let mut changed = Vec::new();
         for (number, member) in self.members.iter().enumerate() {
             let Member::Group(group) = member else { continue };
-            let Some(seen) = group.view() else { continue };
-            if self.map.shards[number] != seen {
-                self.map.shards[number] = seen.clone();
-                changed.push((number as u16, seen));
+            let Some(shard) = group.view() else { continue };
+            let led = if self.is_managed { group.led() } else { None };
+            if self.map.shards[number] != shard || self.led[number] != led {
+                self.map.shards[number].clone_from(&shard);
+                self.led[number].clone_from(&led);
+                let number = number as u16;
+                changed.push(ShardView { number, shard, led });
             }
         }
         changed
     }
 
+    /// The shards that this node leads.
+    pub(crate) fn led(&self) -> Vec<Led> {
+        self.led.iter().flatten().cloned().collect()
+    }
+
+    /// Takes in who leads shards on other nodes, as these say.
+    pub(crate) fn set_hints(&self, hints: &[(u16, u64, u64)]) {
+        let Some(known) = &self.hints else { return };
+        let mut known = known.borrow_mut();
+        known.clear();
+        for (shard, term, node) in hints {
+            let newest = known.entry(*shard).or_default();
+            *newest = (*newest).max((*term, *node));
+        }
+    }
+
+    /// Takes in which nodes there are.
+    pub(crate) fn set_view(&mut self, view: &View) {
+        let nodes = view.members.iter().map(|(id, member)| Node {
+            id: *id,
+            addr: member.addr,
+            cores: member.cores,
+            state: if member.may_lead {
+                NodeState::Up
+            } else {
+                NodeState::Draining
+            },
+        });
+        if !view.members.is_empty() {
+            // Until it belongs to a cluster, a node knows itself.
+            self.map.nodes = nodes.collect();
+        }
+        self.map.epoch = view.epoch;
+    }
+
+    /// The map, with what is known now.
+    fn newest_map(&mut self) -> Map {
+        // What this core sees it sees at once.
+        self.look();
+        let mut map = self.map.clone();
+        for node in &mut map.nodes {
+            if node.id != self.node && self.is_managed && !self.peers.is_alive(node.id) {
+                node.state = NodeState::Down;
+            }
+        }
+        map
+    }
+
     /// Takes in what another core says of its shards.
     pub(crate) fn told(&mut self, views: Vec<ShardView>) {
-        for (shard, view) in views {
-            self.map.shards[usize::from(shard)] = view;
+        for ShardView { number, shard, led } in views {
+            let place = usize::from(number);
+            self.map.shards[place] = shard;
+            self.led[place] = led;
         }
     }
 
@@ -551,12 +626,11 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
         match request.operation {
             Operation::Ping { payload } => self.answer(origin, payload),
             Operation::Map => {
-                // What this core sees it sees at once.
-                self.dispatch.look();
                 let mut map = BytesMut::new();
-                self.dispatch.map.encode(&mut map);
+                self.dispatch.newest_map().encode(&mut map);
                 self.answer(origin, &map);
             }
+            Operation::Cluster { verb, body } => self.cluster(&asked, verb, body),
             Operation::Stats => self.stats(incoming, origin),
             Operation::MultiGet(keys) => self.multi(&asked, keys.len(), keys.iter(), |_, _| None),
             Operation::MultiDelete(keys) => self.multi(&asked, keys.len(), keys.iter(), |_, key| {
@@ -870,6 +944,50 @@ impl<'t, D: Disk> Turn<'_, 't, D> {
         self.at_owner(asked, scan.shard, |turn| {
             turn.batch(scan.shard).pages.push((reader, values, scan));
         });
+    }
+
+    /// What an administrator asks about the cluster: core 0 answers.
+    fn cluster(&mut self, asked: &Asked<'t>, verb: Verb, body: &'t [u8]) {
+        const MOST: usize = 64;
+        let &Asked {
+            place,
+            incoming,
+            origin,
+            deadline,
+            ..
+        } = asked;
+        if self.dispatch.core != 0 {
+            return self.forward(0, incoming, origin, deadline);
+        }
+        let Some(controller) = self.dispatch.controller.clone() else {
+            let message = "this node belongs to no cluster that can be changed: its nodes are a list in its configuration, or it is alone. Set \
+                           `cluster.id` without `cluster.nodes` for one that can";
+            return self
+                .replies
+                .refuse(self.streams, origin, Status::InvalidArgument, message);
+        };
+        if self.dispatch.asking >= MOST {
+            return self.busy(origin);
+        }
+        self.dispatch.asking += 1;
+        let body = self.incoming[place as usize].frame.payload.slice_ref(body);
+        let (said, asked) = (Rc::clone(&self.dispatch.said), Rc::clone(&controller));
+        controller.shards.spawn(async move {
+            let answer = asked.ask(verb, body).await;
+            said.borrow_mut().push((origin, answer));
+            asked.wake();
+        });
+    }
+
+    /// Says to administrators what came of what they have asked.
+    fn say_to_administrators(&mut self) {
+        for (origin, answer) in self.dispatch.said.take() {
+            self.dispatch.asking -= 1;
+            match answer {
+                Ok(body) => self.answer(origin, &body),
+                Err((status, message)) => self.replies.refuse(self.streams, origin, status, &message),
+            }
+        }
     }
 
     /// Does what is asked of a whole shard, `here` where it belongs to this core; or says why not.

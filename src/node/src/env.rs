@@ -15,6 +15,7 @@ use bytes::BytesMut;
 use crate::mesh::MeshMessage;
 
 pub mod disk;
+pub mod rooted;
 
 /// The index of a core within its node, from 0. Not the operating system's CPU number.
 pub type CoreId = u16;

@@ -17,6 +17,7 @@
 //! Not here: how replies are encoded, and which requests there are.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,8 @@ use generation_proto::map::{Replica as MapReplica, Shard as MapShard};
 use generation_proto::options::Moved;
 use openraft_rt::AsyncRuntime as _;
 
+use crate::controller::report::Led;
+use crate::controller::{Controller, led_by};
 use crate::env::disk::Disk;
 use crate::leadership::{Leadership, Ticket};
 use crate::quiescer::Quiescer;
@@ -39,6 +42,7 @@ use crate::raft::transport::PeerTransport;
 use crate::raft::types::{LogId, ReplicaId};
 use crate::replies::Origin;
 use crate::stats;
+use crate::view::Views;
 use generation_engine::mutants::{Mutant, active};
 
 /// How long a proposal may take before it is in doubt: far longer than any election, for disks that stall.
@@ -196,8 +200,8 @@ pub(crate) struct Group<D: Disk> {
     news: Rc<News>,
     wake: Rc<dyn Fn()>,
     patience: Duration,
-    /// Voters without which the group is still being formed, and takes no writes.
-    least_voters: usize,
+    views: Views,
+    hints: Hints,
     /// The term in which this leader has said by what limits the shard works.
     configured_in: u64,
     /// Since when nobody has led, as far as it is known here.
@@ -235,9 +239,13 @@ pub(crate) struct Common<D: Disk> {
     pub(crate) leadership: Rc<Leadership>,
     pub(crate) news: Rc<News>,
     pub(crate) patience: Duration,
-    /// A majority of the replicas that each group is to have.
-    pub(crate) least_voters: usize,
+    pub(crate) views: Views,
+    pub(crate) hints: Hints,
+    pub(crate) controller: Option<Rc<Controller<D>>>,
 }
+
+/// By shard: who leads it on another node, and in which term, as that node says.
+pub(crate) type Hints = Rc<RefCell<BTreeMap<u16, (u64, u64)>>>;
 
 impl<D: Disk> Group<D> {
     pub(crate) fn new(shard: u16, common: &Common<D>) -> Self {
@@ -257,7 +265,8 @@ impl<D: Disk> Group<D> {
             news: Rc::clone(&common.news),
             wake: Rc::new(wake),
             patience: common.patience,
-            least_voters: common.least_voters,
+            views: common.views.clone(),
+            hints: Rc::clone(&common.hints),
             configured_in: 0,
             leaderless_since: None,
             waiting: Vec::new(),
@@ -315,12 +324,12 @@ impl<D: Disk> Group<D> {
     /// Whether a write may be proposed.
     pub(crate) fn may_propose(&mut self, now: Instant) -> Result<Replica<D>, Refused> {
         let Some(replica) = self.replica() else {
-            return Err(self.leaderless(now));
+            return Err(self.not_here(now));
         };
         if !replica.leads() {
             return Err(self.not_leading(now, &replica));
         }
-        if replica.voters() < self.least_voters && !active(Mutant::FewVoters) {
+        if replica.voters() < self.views.with(|view| view.least_voters(self.shard)) && !active(Mutant::FewVoters) {
             // What its founder alone has would be lost with it.
             return Err(self.leaderless(now));
         }
@@ -382,6 +391,35 @@ impl<D: Disk> Group<D> {
         }
     }
 
+    /// What to say where this node has no replica: where the leader is said to be, or, where there is to be none here, that others know.
+    fn not_here(&mut self, now: Instant) -> Refused {
+        if let Some(moved) = self.hinted() {
+            return Refused::Moved(moved);
+        }
+        let elsewhere = self.views.with(|view| !view.targets(self.shard).contains(&self.node));
+        if elsewhere {
+            return Refused::Moved(Moved {
+                epoch: self.epoch,
+                term: 0,
+                leader: 0,
+                core: 0,
+            });
+        }
+        self.leaderless(now)
+    }
+
+    /// Who leads the shard on another node that lives.
+    fn hinted(&self) -> Option<Moved> {
+        let (term, leader) = *self.hints.borrow().get(&self.shard)?;
+        let there = leader != self.node && self.transport.is_alive(leader);
+        there.then(|| Moved {
+            epoch: self.epoch,
+            term,
+            leader,
+            core: self.transport.at(leader, self.shard).map_or(0, |peer| peer.core),
+        })
+    }
+
     fn leaderless(&mut self, now: Instant) -> Refused {
         let since = *self.leaderless_since.get_or_insert(now);
         if now.saturating_duration_since(since) < self.patience {
@@ -394,7 +432,7 @@ impl<D: Disk> Group<D> {
     /// Whether a read that arrives now may be served at once. Otherwise it waits.
     pub(crate) fn read_now(&mut self, now: Instant, read: Read) -> Readiness {
         let Some(replica) = self.replica() else {
-            return Readiness::Never(read.origin, self.leaderless(now));
+            return Readiness::Never(read.origin, self.not_here(now));
         };
         if self.waiting.len() + self.behind.len() >= READS_WAITING {
             return Readiness::Never(read.origin, Refused::Busy);
@@ -531,9 +569,20 @@ impl<D: Disk> Group<D> {
         taken
     }
 
+    /// What is to be known of the shard where this node leads it.
+    pub(crate) fn led(&self) -> Option<Led> {
+        let replica = self.replica().filter(Replica::leads)?;
+        let bytes = replica.machine().with(|machine| machine.shard().stats().used_bytes);
+        // Roughly, so that it is not told anew with every write.
+        let bytes = (bytes >> 20) << 20;
+        Some(led_by(self.shard, &replica, bytes))
+    }
+
     /// The shard as the map shows it.
     pub(crate) fn view(&self) -> Option<MapShard> {
-        let replica = self.replica()?;
+        let Some(replica) = self.replica() else {
+            return self.view_from_afar();
+        };
         let leader = replica.leader();
         let moved = leader.map(|leader| self.moved(&leader));
         let at = |node| {
@@ -552,6 +601,26 @@ impl<D: Disk> Group<D> {
             epoch: self.epoch,
             term: replica.term(),
             leader: moved.map_or(0, |moved| moved.leader),
+            replicas: replicas.collect(),
+        })
+    }
+
+    /// The same where this node has no replica: what is said of it.
+    fn view_from_afar(&self) -> Option<MapShard> {
+        let view = self.views.get();
+        if !view.managed {
+            return None;
+        }
+        let hinted = self.hinted();
+        let replicas = view.targets(self.shard).iter().map(|node| MapReplica {
+            id: 0,
+            node: *node,
+            core: view.core(*node, self.shard).unwrap_or(0),
+        });
+        Some(MapShard {
+            epoch: self.epoch,
+            term: hinted.map_or(0, |moved| moved.term),
+            leader: hinted.map_or(0, |moved| moved.leader),
             replicas: replicas.collect(),
         })
     }

@@ -20,6 +20,7 @@
 mod clocks;
 mod config;
 mod connections;
+mod controller;
 mod dispatch;
 pub mod env;
 mod execute;
@@ -36,9 +37,12 @@ mod replica;
 mod replies;
 pub mod stats;
 mod streams;
+pub mod view;
 
 pub use clocks::Clocks;
-pub use config::{Authorize, CoreConfig, Identity, NodeLimits, Replication, Role};
+pub use config::{Authorize, CoreConfig, Identity, Membership, NodeLimits, Replication, Role};
+pub use controller::report::Led;
+pub use generation_engine::cluster as records;
 pub use generation_engine::{MAX_VALUE_BYTES, Policy, ShardConfig};
 pub use generation_proto::close_code;
 pub use raft::replica::Timing;

@@ -4,13 +4,16 @@
 //! holds the connection only has to append it to the right stream. Every forwarded request is answered, once: the sender keeps a
 //! ticket until then.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
+use generation_engine::cluster::Cluster;
 use generation_proto::Frame;
 use generation_proto::map::Shard;
 
 use crate::clocks::Clocks;
+use crate::controller::report::Led;
 use crate::env::Datagram;
 
 /// One message from a core to another core of the same node.
@@ -30,10 +33,22 @@ pub enum MeshMessage {
     Shards(Vec<ShardView>),
     /// What core 0 has found out about the clocks of the cluster.
     Clocks(Clocks),
+    /// Newer records of the cluster.
+    Cluster(Arc<Cluster>),
+    /// Who leads shards on other nodes, as these say: shard, term, node.
+    Hints(Vec<(u16, u64, u64)>),
 }
 
-/// A shard by its number, as the core that owns it sees it: who leads, who belongs to it.
-pub type ShardView = (u16, Shard);
+/// A shard as the core that owns it sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardView {
+    /// Its number.
+    pub number: u16,
+    /// Who leads it and who belongs to it, for the map.
+    pub shard: Shard,
+    /// What is to be known of it where this node leads it.
+    pub led: Option<Led>,
+}
 
 /// What is known of another node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

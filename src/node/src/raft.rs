@@ -20,6 +20,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 pub mod transport;
+mod trimming;
 pub mod types;
 pub(crate) mod wire;
 

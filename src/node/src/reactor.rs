@@ -1,22 +1,26 @@
 //! The core reactor: one loop, one turn after another.
 
+use std::cell::RefCell;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use generation_engine::ShardConfig;
+use generation_engine::cluster::Cluster;
 use generation_proto::close_code;
 use generation_quic::{Driver, DriverConfig};
 
-use crate::config::{CoreConfig, Replication};
+use crate::config::{CoreConfig, Membership, Replication};
 use crate::connections::{Connections, Context};
+use crate::controller::{self, Controller, Opening, kept};
 use crate::dispatch::{Dispatch, Incoming, Moment, Source, owner};
 use crate::env::disk::Disk as _;
 use crate::env::{CoreId, Datagram, Env, Transmit};
 use crate::group::{Common, News};
 use crate::leadership::Leadership;
 use crate::mesh::MeshMessage;
-use crate::peers::{Handler, Liveness, PeerId, Peers, Request, Routed};
+use crate::peers::{Answer, Handler, Liveness, PeerId, Peers, Request, Routed};
 use crate::points;
 use crate::quiescer::{self, Quiescer};
 use crate::raft::joining::Placement;
@@ -28,6 +32,7 @@ use crate::raft::transport::PeerTransport;
 use crate::raft::wire;
 use crate::replies::Replies;
 use crate::streams::Streams;
+use crate::view::{CONTROLLER, View, Views};
 
 /// Rounds that the tasks of replicas get before each turn: an entry passes several of them on its way.
 const ROUNDS_PER_TURN: usize = 4;
@@ -74,7 +79,17 @@ async fn open_groups<E: Env>(
     let (core, cores) = (env.core(), env.cores());
     let mut id = [0; 16];
     env.fill_random(&mut id);
-    let transport = PeerTransport::new(peers.clone(), &config.peers.nodes);
+    let (cluster, view) = match &replication.membership {
+        Membership::Fixed => (Cluster::new(), View::fixed(config, cores)),
+        Membership::Managed { .. } => {
+            let cluster = kept::load(&env.disk()).await?;
+            let view = View::of(&Arc::new(cluster.clone()));
+            peers.set_nodes(&view.others(config.node));
+            (cluster, view)
+        }
+    };
+    let views = Views::new(view);
+    let transport = PeerTransport::new(peers.clone(), views.clone());
     let shards_config = ShardsConfig {
         journal: JournalConfig {
             identity: Identity {
@@ -95,25 +110,15 @@ async fn open_groups<E: Env>(
     let shards = Shards::open(Rc::clone(ambient), env.disk(), transport.clone(), shards_config).await?;
     let placement = Rc::new(Placement {
         node: config.node,
-        others: config.peers.nodes.iter().map(|node| node.id).collect(),
+        views: views.clone(),
         durability: replication.durability,
         timing: replication.timing,
     });
-    // Victims travel as hashes of their keys, so all replicas hash alike, and after a restart as before it.
-    let seed = [replication.cluster as u64, (replication.cluster >> 64) as u64];
     for shard in (0..config.shards).filter(|&shard| owner(shard, cores) == core) {
-        let machine = MachineConfig {
-            cluster: replication.cluster,
-            shard: shard.into(),
-            epoch: config.epoch,
-            shard_config: ShardConfig { seed, ..config.shard },
-            sessions: config.node_limits.sessions(),
-            next_replica_id: 2,
-        };
+        let machine = machine_config(config, replication, shard);
         shards.settle(Rc::clone(&placement), machine).await?;
     }
-    let others: Vec<u64> = placement.others.clone();
-    let leadership = Rc::new(Leadership::new(config.node, &others, config.shards, env.now()));
+    let leadership = Rc::new(Leadership::new(config.node, views.clone(), env.now()));
     let quiescer = Quiescer::new(
         config.node,
         shards.clone(),
@@ -122,10 +127,34 @@ async fn open_groups<E: Env>(
         replication.timing.election_max,
         leadership.may_lead(),
     );
+    let controller = match &replication.membership {
+        Membership::Managed { zone } if core == 0 => {
+            let bell = env.clone();
+            let opening = Opening {
+                config,
+                replication,
+                zone,
+                cores,
+                journal: u128::from_le_bytes(id).rotate_left(64),
+                ambient: Rc::clone(ambient),
+                disk: env.disk(),
+                peers: peers.clone(),
+                transport: transport.clone(),
+                views: views.clone(),
+                cluster,
+                may_lead: leadership.may_lead(),
+                now: env.now(),
+                wake: Box::new(move || bell.wake()),
+            };
+            Some(Controller::open(opening).await?)
+        }
+        _ => None,
+    };
     peers.set_handler(Rc::new(Answering {
         env: env.clone(),
         shards: shards.clone(),
         quiescer: Rc::clone(&quiescer),
+        controller: controller.clone(),
     }));
     let bell = env.clone();
     Ok(Common {
@@ -138,8 +167,24 @@ async fn open_groups<E: Env>(
         leadership,
         news: News::new(move || bell.wake()),
         patience: replication.timing.election_max * 2,
-        least_voters: config.peers.nodes.len().div_ceil(2) + 1,
+        views,
+        hints: Rc::default(),
+        controller,
     })
+}
+
+/// What a shard's state begins with.
+fn machine_config(config: &CoreConfig, replication: &Replication, shard: u16) -> MachineConfig {
+    // Victims travel as hashes of their keys, so all replicas hash alike, and after a restart as before it.
+    let seed = [replication.cluster as u64, (replication.cluster >> 64) as u64];
+    MachineConfig {
+        cluster: replication.cluster,
+        shard: shard.into(),
+        epoch: config.epoch,
+        shard_config: ShardConfig { seed, ..config.shard },
+        sessions: config.node_limits.sessions(),
+        next_replica_id: 2,
+    }
 }
 
 /// Answers the other nodes.
@@ -147,12 +192,60 @@ struct Answering<E: Env> {
     env: E,
     shards: Shards<E::Disk, PeerTransport>,
     quiescer: Rc<Quiescer<E::Disk>>,
+    controller: Option<Rc<Controller<E::Disk>>>,
+}
+
+impl<E: Env> Answering<E> {
+    /// Answers what is asked of the controller.
+    fn request_to_controller(&self, kind: u8, payload: Bytes, answer: Answer) {
+        // Dropping the answer says that nobody is here.
+        let Some(controller) = self.controller.clone() else {
+            return;
+        };
+        match kind {
+            wire::kind::CONFIRM => answer.reply(controller.shards.confirm(CONTROLLER, payload)),
+            controller::kind::RECORDS => answer.reply(controller.records_above(&payload)),
+            controller::kind::ASK => {
+                let asked = Rc::clone(&controller);
+                controller
+                    .shards
+                    .spawn(async move { answer.reply(asked.asked(payload).await) });
+            }
+            _ => {
+                controller.quiescer.active(CONTROLLER, self.env.now());
+                let shards = controller.shards.clone();
+                controller
+                    .shards
+                    .spawn(async move { answer.reply(shards.handle(CONTROLLER, kind, payload).await) });
+            }
+        }
+    }
+
+    fn message_to_controller(&self, from: PeerId, kind: u8, payload: Bytes) {
+        let Some(controller) = &self.controller else { return };
+        let now = self.env.now();
+        match kind {
+            quiescer::KIND => controller.quiescer.message(from, CONTROLLER, &payload, now),
+            controller::kind::REPORT => controller.heard(from.node, payload, now),
+            wire::kind::COMMIT => {
+                let shards = controller.shards.clone();
+                controller.shards.spawn(async move {
+                    // Whoever told it waits for no answer.
+                    let _ = shards.handle(CONTROLLER, kind, payload).await;
+                });
+            }
+            _ => {}
+        }
+    }
 }
 
 impl<E: Env> Handler for Answering<E> {
     fn request(&self, request: Request) {
         let (shard, kind) = (request.shard, request.kind);
         let (payload, answer) = request.into_answer();
+        if shard == CONTROLLER {
+            return self.request_to_controller(kind, payload, answer);
+        }
         if kind == wire::kind::CONFIRM {
             answer.reply(self.shards.confirm(shard, payload));
             return;
@@ -166,6 +259,9 @@ impl<E: Env> Handler for Answering<E> {
     }
 
     fn message(&self, from: PeerId, shard: u16, kind: u8, payload: Bytes) {
+        if shard == CONTROLLER {
+            return self.message_to_controller(from, kind, payload);
+        }
         match kind {
             quiescer::KIND => self.quiescer.message(from, shard, &payload, self.env.now()),
             wire::kind::COMMIT => {
@@ -181,6 +277,9 @@ impl<E: Env> Handler for Answering<E> {
 
     fn liveness(&self, node: u64, change: Liveness) {
         self.quiescer.liveness(node, change, self.env.now());
+        if let Some(controller) = &self.controller {
+            controller.quiescer.liveness(node, change, self.env.now());
+        }
     }
 }
 
@@ -244,6 +343,11 @@ pub struct Core<E: Env> {
     shards: Option<Shards<E::Disk, PeerTransport>>,
     quiescer: Option<Rc<Quiescer<E::Disk>>>,
     leadership: Option<Rc<Leadership>>,
+    controller: Option<Rc<Controller<E::Disk>>>,
+    views: Option<Views>,
+    /// The newest records, while they are being kept on this core's disk.
+    keeping: Rc<RefCell<Option<Arc<Cluster>>>>,
+    hints: Vec<(u16, u64, u64)>,
     config: CoreConfig,
     stopping: Option<Stopping>,
     /// Other cores that stopped before this one was asked to.
@@ -294,6 +398,9 @@ impl<E: Env> Core<E> {
                 self.env.yield_now().await;
             }
         }
+        if let Some(controller) = &self.controller {
+            controller.shards.stop().await;
+        }
         if let Some(shards) = &self.shards {
             shards.stop().await;
         }
@@ -319,7 +426,8 @@ impl<E: Env> Core<E> {
             mtu_discovery: config.mtu_discovery,
             limits: config.quic_limits.clone(),
         });
-        Self {
+        let view = groups.as_ref().map(|common| common.views.get());
+        let mut core = Self {
             driver,
             connections: Connections::new(config.clone()),
             streams: Streams::default(),
@@ -327,6 +435,10 @@ impl<E: Env> Core<E> {
             dispatch: Dispatch::new(&config, core, cores, peers.clone(), groups.as_ref()),
             quiescer: groups.as_ref().map(|common| Rc::clone(&common.quiescer)),
             leadership: groups.as_ref().map(|common| Rc::clone(&common.leadership)),
+            controller: groups.as_ref().and_then(|common| common.controller.clone()),
+            views: groups.as_ref().map(|common| common.views.clone()),
+            keeping: Rc::default(),
+            hints: Vec::new(),
             shards: groups.map(|common| common.shards),
             ambient,
             peers,
@@ -340,7 +452,11 @@ impl<E: Env> Core<E> {
             incoming: Vec::new(),
             config,
             env,
+        };
+        if let Some(view) = view {
+            core.show(&view);
         }
+        core
     }
 
     /// One turn. Says whether there is more to do at once.
@@ -361,6 +477,7 @@ impl<E: Env> Core<E> {
             }
         }
         more |= self.peers.receive(now, now_ms, &mut self.driver);
+        self.hear_controller();
         self.stop_if_asked(now);
         self.execute(now, now_ms);
         self.connections.write(context!(self, now));
@@ -372,6 +489,7 @@ impl<E: Env> Core<E> {
             self.next_sweep = now + self.config.node_limits.sweep_interval;
             self.dispatch.sweep(now, now_ms);
             self.tell_of_shards();
+            self.tell_controller();
             self.tend_leaderships(now);
             if let Some(quiescer) = &self.quiescer {
                 quiescer.tend(now);
@@ -403,6 +521,76 @@ impl<E: Env> Core<E> {
         }
     }
 
+    /// Takes in newer records, and tells the other cores.
+    fn hear_controller(&mut self) {
+        let (Some(controller), Some(views)) = (&self.controller, &self.views) else {
+            return;
+        };
+        let Some(cluster) = controller.newer(views.with(|view| view.version)) else {
+            return;
+        };
+        for core in 1..self.env.cores() {
+            self.replies.post(core, MeshMessage::Cluster(Arc::clone(&cluster)));
+        }
+        self.set_cluster(&cluster);
+    }
+
+    /// Has the map show what there is.
+    fn show(&mut self, view: &View) {
+        if view.managed {
+            self.dispatch.set_view(view);
+            self.replies.map_epoch = view.epoch;
+        }
+    }
+
+    fn set_cluster(&mut self, cluster: &Arc<Cluster>) {
+        let Some(views) = &self.views else { return };
+        if views.set(Arc::new(View::of(cluster))) {
+            let view = views.get();
+            self.peers.set_nodes(&view.others(self.config.node));
+            self.show(&view);
+        }
+    }
+
+    /// Keeps records on this core's disk, in the background: the newest, if there come more meanwhile.
+    fn keep(&self, cluster: Arc<Cluster>) {
+        let Some(shards) = &self.shards else { return };
+        if self.keeping.borrow_mut().replace(cluster).is_some() {
+            return;
+        }
+        let (keeping, disk) = (Rc::clone(&self.keeping), self.env.disk());
+        shards.spawn(async move {
+            loop {
+                let newest = keeping.borrow().clone();
+                let Some(cluster) = newest else { return };
+                if let Err(error) = kept::save(&disk, &cluster).await {
+                    tracing::warn!(%error, "the cluster's records cannot be kept; core 0 tells them at the next start");
+                }
+                let mut keeping = keeping.borrow_mut();
+                if keeping
+                    .as_ref()
+                    .is_some_and(|newest| newest.version() == cluster.version())
+                {
+                    *keeping = None;
+                }
+            }
+        });
+    }
+
+    /// Tells the controller what is led from here, and the cores what is led from elsewhere.
+    fn tell_controller(&mut self) {
+        let Some(controller) = &self.controller else { return };
+        controller.set_led(self.dispatch.led());
+        let hints = controller.hints();
+        if hints != self.hints {
+            for core in 1..self.env.cores() {
+                self.replies.post(core, MeshMessage::Hints(hints.clone()));
+            }
+            self.dispatch.set_hints(&hints);
+            self.hints = hints;
+        }
+    }
+
     /// Looks at the nodes and their clocks, and hands leaderships over that others should have.
     fn tend_leaderships(&mut self, now: Instant) {
         let Some(leadership) = &self.leadership else { return };
@@ -413,6 +601,9 @@ impl<E: Env> Core<E> {
             if clocks != leadership.clocks() {
                 for core in 1..self.env.cores() {
                     self.replies.post(core, MeshMessage::Clocks(clocks.clone()));
+                }
+                if let Some(controller) = &self.controller {
+                    controller.set_clocks(clocks.clone());
                 }
                 leadership.set_clocks(clocks);
             }
@@ -456,6 +647,7 @@ impl<E: Env> Core<E> {
 
     fn receive_mesh(&mut self, now: Instant) -> bool {
         let count = self.env.mesh_receive(MESSAGES_PER_TURN, &mut self.messages);
+        let mut newer = None;
         for (core, message) in self.messages.drain(..) {
             match message {
                 MeshMessage::Datagram(Datagram {
@@ -492,6 +684,8 @@ impl<E: Env> Core<E> {
                         leadership.set_clocks(clocks);
                     }
                 }
+                MeshMessage::Cluster(cluster) => newer = Some(cluster),
+                MeshMessage::Hints(hints) => self.dispatch.set_hints(&hints),
                 MeshMessage::Drained => {
                     if let Some(stopping) = &mut self.stopping {
                         stopping.others += 1;
@@ -500,6 +694,10 @@ impl<E: Env> Core<E> {
                     }
                 }
             }
+        }
+        if let Some(cluster) = newer {
+            self.set_cluster(&cluster);
+            self.keep(cluster);
         }
         count == MESSAGES_PER_TURN
     }
@@ -590,6 +788,10 @@ impl<E: Env> Core<E> {
         {
             let handing = shards.clone();
             shards.spawn(async move { handing.hand_over().await });
+            if let Some(controller) = &self.controller {
+                let handing = controller.shards.clone();
+                controller.shards.spawn(async move { handing.hand_over().await });
+            }
         }
         let late = stopping.deadline <= now;
         if !stopping.told && self.replies.is_idle() {

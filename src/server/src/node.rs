@@ -6,12 +6,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use generation_node::env::CoreId;
-use generation_node::gossip::{Fact, Gossip as _, Place, Update};
+use generation_node::gossip::{Fact, Gossip, Place, Update};
 use generation_node::peers::{PeerLimits, PeerNode, Peers, PeersConfig};
 use generation_node::raft::journal::{IdentityError, OpenError, RecoveryError};
 use generation_node::raft::replica::ReplicaError;
 use generation_node::{
-    Authorize, CoreConfig, Durability, NodeLimits, Policy, Replication, ShardConfig, StartError, Timing,
+    Authorize, CoreConfig, Durability, Membership, NodeLimits, Policy, Replication, ShardConfig, StartError, Timing,
 };
 use generation_quic::{ClientCrypto, ServerCrypto};
 
@@ -193,7 +193,7 @@ impl Node {
         let port = port::open(config.listen, cores, buffer_bytes)?;
         let address = port.address;
         let identity = directory.identity()?;
-        let clustered = !config.cluster.nodes.is_empty();
+        let clustered = !config.cluster.nodes.is_empty() || config.cluster.is_managed();
         let start = Start {
             epoch: match journal {
                 None => directory.next_epoch(config.cluster.epoch)?,
@@ -203,8 +203,9 @@ impl Node {
             directory: identity,
             journal,
         };
-        let core = core_config(config, &certificates, address, &start)?;
+        let mut core = core_config(config, &certificates, address, &start)?;
         let gossip = gossip(config, &directory, &core, address)?;
+        core.gossip = gossip.clone().map(|gossip| -> Arc<dyn Gossip> { gossip });
         let cpus: Option<Vec<usize>> = config.pin.then(|| {
             let cpus = config.cpus.clone().unwrap_or_else(preflight::cpus);
             cpus.into_iter().take(cores.into()).collect()
@@ -281,7 +282,7 @@ fn gossip(
     let gossip = UdpGossip::start(settings)?;
     let place = Place {
         addr: core.addr,
-        zone: String::new(),
+        zone: config.cluster.zone.clone(),
     };
     for fact in [Fact::Place(place), Fact::Release(core.software.clone())] {
         gossip.publish(Update::Tell(fact));
@@ -327,7 +328,12 @@ fn core_config(
         advertised.set_port(address.port());
     }
     let others = config.cluster.nodes.iter().filter(|member| member.id != node);
-    let others = others.map(|&config::Member { id, addr, cores }| PeerNode { id, addr, cores });
+    let others = others.map(|&config::Member { id, addr, cores }| PeerNode {
+        id,
+        addr,
+        cores,
+        directory: None,
+    });
     let others = others.collect();
     Ok(CoreConfig {
         cluster: cluster.clone(),
@@ -346,6 +352,13 @@ fn core_config(
             segments: journal.segments,
             snapshot_bytes: journal.snapshot_bytes,
             timing: Timing::default(),
+            membership: if config.cluster.is_managed() {
+                Membership::Managed {
+                    zone: config.cluster.zone.clone(),
+                }
+            } else {
+                Membership::Fixed
+            },
         }),
         shard: ShardConfig {
             budget_bytes: config.memory.budget.as_u64() / shards,
@@ -386,6 +399,7 @@ fn core_config(
             incarnation: word(&incarnation) | 1,
             limits: PeerLimits::default(),
         },
+        gossip: None,
         software: concat!("generation ", env!("CARGO_PKG_VERSION")).to_owned(),
     })
 }

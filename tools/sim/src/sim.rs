@@ -226,6 +226,7 @@ impl Sim {
             id: 1 + other as u64,
             addr: node_addr(other),
             cores: setup.cores,
+            directory: None,
         });
         CoreConfig {
             cluster: "sim".to_owned(),
@@ -249,6 +250,7 @@ impl Sim {
                 incarnation: u64::from(incarnation),
                 limits: setup.peer_limits.clone(),
             },
+            gossip: None,
             software: "generation-sim".to_owned(),
         }
     }

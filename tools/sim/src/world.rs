@@ -245,6 +245,8 @@ impl World {
             MeshMessage::Peer(liveness) => (5, liveness.node as usize),
             MeshMessage::Shards(views) => (6, views.len()),
             MeshMessage::Clocks(clocks) => (7, clocks.wrong.len()),
+            MeshMessage::Cluster(cluster) => (8, cluster.epoch() as usize),
+            MeshMessage::Hints(hints) => (9, hints.len()),
         };
         self.note(&[u64::from(from), u64::from(to), kind, size as u64]);
     }

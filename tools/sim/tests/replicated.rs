@@ -23,6 +23,7 @@ fn setup() -> NodeSetup {
             segments: 5,
             snapshot_bytes: 4_096 * 20,
             timing: Timing::default(),
+            membership: generation_node::Membership::Fixed,
         }),
         ..NodeSetup::default()
     }

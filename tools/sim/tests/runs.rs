@@ -69,7 +69,7 @@ fn replicas_hold_under_fixed_seeds() {
 fn nodes_are_struck_at_every_point_of_their_code_and_hold() {
     let scenario = Scenario::of_name("cluster-points").unwrap();
     let mut struck = BTreeSet::new();
-    for seed in [40, 1, 5, 2, 3, 4, 6, 7] {
+    for seed in [55, 1, 5, 2, 3, 4, 6, 7] {
         let run = run(scenario, seed, &Omission::default());
         let line = replay_line(scenario, seed, &Omission::default());
         assert_eq!(run.violations, [], "{line}");

@@ -214,6 +214,7 @@ impl Cluster {
                 segments: 5,
                 snapshot_bytes: 4_096 * 20,
                 timing: Timing::default(),
+                membership: generation_node::Membership::Fixed,
             }),
             ..one_shard()
         };

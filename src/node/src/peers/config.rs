@@ -17,6 +17,8 @@ pub struct PeerNode {
     pub addr: SocketAddr,
     /// Its cores, from 1 to 256.
     pub cores: CoreId,
+    /// Identity of its data directory, where it is known: who says another is not let in.
+    pub directory: Option<u128>,
 }
 
 /// Bounds of what is under way with other nodes, and patience with them. Each bound is for one core of one other node.

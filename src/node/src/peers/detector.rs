@@ -55,27 +55,33 @@ pub(super) struct Detector {
 }
 
 impl Detector {
-    /// Watches nodes numbered from 0; `pings` says of each whether this node is the one of the two that pings.
-    pub(super) fn new(
-        now: Instant,
-        interval: Duration,
-        suspect_after: Duration,
-        pings: impl IntoIterator<Item = bool>,
-    ) -> Self {
-        let watched = |pings| Watched {
-            state: State::Unknown,
-            heard: Duration::ZERO,
-            heard_lately: false,
-            spoken_lately: false,
-            pings,
-        };
+    /// Watches nobody yet.
+    pub(super) const fn new(now: Instant, interval: Duration, suspect_after: Duration) -> Self {
         Self {
             interval,
             suspect_after,
             listened: Duration::ZERO,
             last: now,
-            nodes: pings.into_iter().map(watched).collect(),
+            nodes: Vec::new(),
         }
+    }
+
+    /// Watches one node more; nodes are numbered from 0. `pings`: whether this node is the one of the two that pings.
+    pub(super) fn watch(&mut self, pings: bool) {
+        self.nodes.push(Watched {
+            state: State::Unknown,
+            heard: Duration::ZERO,
+            heard_lately: false,
+            spoken_lately: false,
+            pings,
+        });
+    }
+
+    /// Watches a node no more; its number is not given again.
+    pub(super) fn dismiss(&mut self, node: usize) {
+        let watched = &mut self.nodes[node];
+        watched.state = State::Unknown;
+        watched.pings = false;
     }
 
     /// Something arrived from a node; `talk` says that it was no sign of life asked for here. `true`: it was not known to be alive.
@@ -130,7 +136,10 @@ mod tests {
     const LIMIT: Duration = Duration::from_millis(500);
 
     fn detector(start: Instant) -> Detector {
-        Detector::new(start, INTERVAL, LIMIT, [true, false])
+        let mut detector = Detector::new(start, INTERVAL, LIMIT);
+        detector.watch(true);
+        detector.watch(false);
+        detector
     }
 
     fn step(detector: &mut Detector, now: Instant) -> Vec<Finding> {
@@ -211,6 +220,18 @@ mod tests {
         detector.heard(0, false);
         detector.spoken(0);
         assert_eq!(step(&mut detector, start + INTERVAL * 4), [Finding::Ping(0)]);
+    }
+
+    #[test]
+    fn a_node_that_is_dismissed_is_neither_suspected_nor_pinged() {
+        let start = origin();
+        let mut detector = detector(start);
+        detector.heard(0, false);
+        detector.dismiss(0);
+        detector.watch(true);
+        for tick in 1..20 {
+            assert_eq!(step(&mut detector, start + INTERVAL * tick), [Finding::Ping(2)]);
+        }
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod reading;
 mod writing;
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -18,7 +19,7 @@ use generation_quic::{ConnectionKey, Driver, Event, StreamId};
 use slab::Slab;
 
 use super::calls::{Calls, Placed};
-use super::config::PeersConfig;
+use super::config::{PeerNode, PeersConfig};
 use super::detector::{Detector, Finding};
 use super::lane::{LANES, Lane};
 use super::link::{Link, Pending};
@@ -69,9 +70,13 @@ struct Node {
     /// The link to its core 0; the others follow.
     first_link: usize,
     alive: bool,
+    /// It belongs to the cluster no more, or has other cores by now and stands in the list again.
+    gone: bool,
     /// 0: not known.
     incarnation: u64,
     directory: Option<u128>,
+    /// The directory it must have.
+    expected: Option<u128>,
     /// How far its clock was ahead, in milliseconds, and when.
     clock_offset: Option<(i64, Instant)>,
     stats: PeerStats,
@@ -125,6 +130,8 @@ pub(super) struct Exchange {
     readable: VecDeque<(ConnectionKey, usize)>,
     dirty: Vec<ConnectionKey>,
     wanted: Vec<usize>,
+    /// Nodes whose connections are to be closed.
+    leaving: Vec<usize>,
     /// Connections with something that waits for company, and until when.
     along: Vec<ConnectionKey>,
     along_until: Option<Instant>,
@@ -152,37 +159,8 @@ impl Exchange {
             core,
         };
         let peers = config.peers.clone();
-        let mut nodes: Vec<Node> = Vec::new();
-        let mut links = Vec::new();
-        for node in &peers.nodes {
-            assert!(node.id != 0 && node.id != own.node, "node {} among the others", node.id);
-            assert!(
-                (1..=256).contains(&node.cores),
-                "node {} of {} cores",
-                node.id,
-                node.cores
-            );
-            assert!(nodes.iter().all(|other| other.id != node.id), "node {} twice", node.id);
-            let place = nodes.len();
-            let first_link = links.len();
-            links.extend((0..node.cores).map(|core| Link::new(PeerId { node: node.id, core }, place, now)));
-            nodes.push(Node {
-                id: node.id,
-                addr: node.addr,
-                cores: node.cores,
-                first_link,
-                alive: false,
-                incarnation: 0,
-                directory: None,
-                clock_offset: None,
-                stats: PeerStats::default(),
-            });
-        }
         let limits = &peers.limits;
-        let detector = (core == 0 && !nodes.is_empty()).then(|| {
-            let pings = nodes.iter().map(|node| own.node < node.id);
-            Detector::new(now, limits.ping_interval, limits.suspect_after, pings)
-        });
+        let detector = (core == 0).then(|| Detector::new(now, limits.ping_interval, limits.suspect_after));
         let mut hello = BytesMut::new();
         PeerHello {
             version: PEER_VERSION,
@@ -199,8 +177,8 @@ impl Exchange {
             authorize: config.authorize.clone(),
             cluster: config.cluster.clone(),
             hello: hello.freeze(),
-            nodes,
-            links,
+            nodes: Vec::new(),
+            links: Vec::new(),
             connections: Slab::new(),
             slots: Vec::new(),
             calls: Calls::default(),
@@ -208,6 +186,7 @@ impl Exchange {
             readable: VecDeque::new(),
             dirty: Vec::new(),
             wanted: Vec::new(),
+            leaving: Vec::new(),
             along: Vec::new(),
             along_until: None,
             detector,
@@ -222,11 +201,97 @@ impl Exchange {
             messages: Vec::new(),
             config: peers,
         };
-        for link in 0..exchange.links.len() {
-            exchange.keep(link);
-        }
-        exchange.timer = exchange.detector.is_some().then_some(now);
+        let nodes = std::mem::take(&mut exchange.config.nodes);
+        exchange.set_nodes(&nodes, now);
         exchange
+    }
+
+    /// Has these be the other nodes from now on. Connections to those that were and are not listed are closed with the next flush.
+    pub(super) fn set_nodes(&mut self, nodes: &[PeerNode], now: Instant) {
+        self.now = now;
+        for place in 0..self.nodes.len() {
+            let node = &self.nodes[place];
+            let stays = |other: &&PeerNode| other.id == node.id && other.cores == node.cores;
+            match nodes.iter().find(stays) {
+                _ if node.gone => {}
+                Some(other) => {
+                    let node = &mut self.nodes[place];
+                    (node.addr, node.expected) = (other.addr, other.directory);
+                    let is_another = node.directory.zip(node.expected).is_some_and(|(is, must)| is != must);
+                    if is_another {
+                        self.leaving.push(place);
+                    }
+                }
+                None => self.dismiss(place),
+            }
+        }
+        for (place, node) in nodes.iter().enumerate() {
+            assert!(
+                node.id != 0 && node.id != self.own.node,
+                "node {} among the others",
+                node.id
+            );
+            assert!(
+                (1..=256).contains(&node.cores),
+                "node {} of {} cores",
+                node.id,
+                node.cores
+            );
+            let twice = nodes[..place].iter().any(|other| other.id == node.id);
+            assert!(!twice, "node {} twice", node.id);
+            if self.node(node.id).is_none() {
+                self.add(node);
+            }
+        }
+        if self.detector.is_some() && !self.nodes.is_empty() {
+            self.wake_by(now);
+        }
+    }
+
+    fn add(&mut self, node: &PeerNode) {
+        let (place, first_link) = (self.nodes.len(), self.links.len());
+        let link = |core| Link::new(PeerId { node: node.id, core }, place, self.now);
+        self.links.extend((0..node.cores).map(link));
+        if let Some(detector) = &mut self.detector {
+            detector.watch(self.own.node < node.id);
+        }
+        self.nodes.push(Node {
+            id: node.id,
+            addr: node.addr,
+            cores: node.cores,
+            first_link,
+            alive: false,
+            gone: false,
+            incarnation: 0,
+            directory: None,
+            expected: node.directory,
+            clock_offset: None,
+            stats: PeerStats::default(),
+        });
+        for link in first_link..self.links.len() {
+            self.keep(link);
+        }
+    }
+
+    fn dismiss(&mut self, place: usize) {
+        let node = &mut self.nodes[place];
+        node.gone = true;
+        if std::mem::take(&mut node.alive) {
+            self.deliveries.push(Delivery::Liveness(node.id, Liveness::Down));
+        }
+        if let Some(detector) = &mut self.detector {
+            detector.dismiss(place);
+        }
+        for link in self.links_of(place) {
+            self.let_go(link);
+        }
+        self.leaving.push(place);
+    }
+
+    /// The links to a node's cores.
+    fn links_of(&self, place: usize) -> Range<usize> {
+        let node = &self.nodes[place];
+        node.first_link..node.first_link + usize::from(node.cores)
     }
 
     pub(super) fn call(
@@ -333,7 +398,7 @@ impl Exchange {
     }
 
     pub(super) fn stats(&self, node: u64) -> Option<PeerStats> {
-        let place = self.nodes.iter().position(|other| other.id == node)?;
+        let place = self.place_of(node)?;
         let mut stats = self.nodes[place].stats;
         let links = self.links.iter().filter(|link| link.node == place);
         for link in links {
@@ -350,7 +415,7 @@ impl Exchange {
     }
 
     pub(super) fn encode_stats(&self, core: CoreId, out: &mut BytesMut) {
-        for node in &self.nodes {
+        for node in self.nodes.iter().filter(|node| !node.gone) {
             let stats = self.stats(node.id).expect("invariant: the node is listed");
             for (name, value) in PeerStats::NAMES.iter().zip(stats.values()) {
                 Stat {
@@ -364,7 +429,7 @@ impl Exchange {
 
     /// Whether the reactor must be woken for what was queued.
     pub(super) fn needs_wake(&mut self) -> bool {
-        let work = !self.dirty.is_empty() || !self.wanted.is_empty();
+        let work = !self.dirty.is_empty() || !self.wanted.is_empty() || !self.leaving.is_empty();
         work && !std::mem::replace(&mut self.awake, true)
     }
 
@@ -397,7 +462,7 @@ impl Exchange {
     /// Core 0 of this node has found something out.
     pub(super) fn told(&mut self, now: Instant, driver: &mut Driver, liveness: PeerLiveness) {
         self.now = now;
-        let Some(place) = self.nodes.iter().position(|node| node.id == liveness.node) else {
+        let Some(place) = self.place_of(liveness.node) else {
             return;
         };
         self.incarnation(driver, place, liveness.incarnation);
@@ -429,6 +494,11 @@ impl Exchange {
     ) -> bool {
         self.now = now;
         self.expire();
+        for place in std::mem::take(&mut self.leaving) {
+            self.close_all(driver, place, close_code::NONE, "the node is no peer any more", |_| {
+                true
+            });
+        }
         if self.timer.is_some_and(|timer| timer <= now) {
             self.tend(now_ms, driver);
         }
@@ -500,6 +570,9 @@ impl Exchange {
 
     fn tend_link(&mut self, driver: &mut Driver, index: usize) {
         let link = &self.links[index];
+        if self.nodes[link.node].gone {
+            return;
+        }
         let patience = self.config.limits.dial_timeout;
         match (link.dialled, link.accepted) {
             (None, None) if self.own.core == 0 && link.peer.core == 0 => {
@@ -592,7 +665,11 @@ impl Exchange {
     }
 
     fn node(&self, id: u64) -> Option<&Node> {
-        self.nodes.iter().find(|node| node.id == id)
+        self.nodes.iter().find(|node| node.id == id && !node.gone)
+    }
+
+    fn place_of(&self, id: u64) -> Option<usize> {
+        self.nodes.iter().position(|node| node.id == id && !node.gone)
     }
 
     fn lane(&self, place: usize, stream: StreamId) -> Option<usize> {

@@ -317,6 +317,17 @@ impl Peers {
         exchange.send(to, shard, kind, payload, true, now)
     }
 
+    /// Has these be the other nodes from now on: connections to those that were and are not listed are closed in the reactor's next turn,
+    /// and whoever waits for an answer of theirs is told that it is lost.
+    ///
+    /// # Panics
+    /// As [`Peers::new`].
+    pub fn set_nodes(&self, nodes: &[PeerNode]) {
+        let now = (self.shared.clock)();
+        self.shared.exchange.borrow_mut().set_nodes(nodes, now);
+        self.wake();
+    }
+
     /// Whether a node was heard of lately, as core 0 of this node sees it. Of an unknown node: no.
     pub fn is_alive(&self, node: u64) -> bool {
         self.shared.exchange.borrow().is_alive(node)

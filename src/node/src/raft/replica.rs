@@ -524,6 +524,12 @@ impl<D: Disk, T: Transport> Replica<D, T> {
         }
     }
 
+    /// Whether its group is between two sets of voters.
+    pub fn is_between(&self) -> bool {
+        let metrics = self.0.metrics.borrow_watched();
+        metrics.membership_config.get_joint_config().len() > 1
+    }
+
     /// How many replicas vote; of the smaller side of a change under way.
     pub fn voters(&self) -> usize {
         let metrics = self.0.metrics.borrow_watched();

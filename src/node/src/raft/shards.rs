@@ -21,6 +21,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use openraft_rt::AsyncRuntime as _;
 
+use super::joining::Placed;
 pub use super::journal::Space;
 use super::journal::{Journal, JournalConfig, OpenError};
 use super::network::Transport;
@@ -78,6 +79,8 @@ pub(super) struct Inner<D: Disk, T> {
     pub(super) transport: T,
     journal: Journal<D>,
     replicas: RefCell<BTreeMap<u16, Replica<D, T>>>,
+    /// The shards of this core, whether they have a replica here or not.
+    pub(super) placed: RefCell<BTreeMap<u16, Rc<Placed>>>,
     /// Nodes that are being let in, by shard.
     pub(super) admissions: RefCell<BTreeSet<(u16, u64)>>,
     /// Shards whose members are being changed by this node.
@@ -123,6 +126,7 @@ impl<D: Disk, T: Transport> Shards<D, T> {
             transport,
             journal,
             replicas: RefCell::default(),
+            placed: RefCell::default(),
             admissions: RefCell::default(),
             changes: RefCell::default(),
             snapshot_bytes: config.snapshot_bytes,
@@ -239,6 +243,7 @@ impl<D: Disk, T: Transport> Shards<D, T> {
             if self.failure().is_some() {
                 return self.withdraw().await;
             }
+            self.review();
             let mut replicas = self.replicas();
             for (shard, replica) in replicas.extract_if(.., |(_, replica)| replica.has_ended()) {
                 let id = replica.config().id;

@@ -1,40 +1,30 @@
 //! How replicas reach each other: calls over [`Peers`], to the core of the node that has the shard.
 
-use std::collections::BTreeMap;
-use std::rc::Rc;
 use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::network::{CallError, Transport};
-use crate::env::CoreId;
-use crate::peers::{PeerError, PeerId, PeerNode, Peers};
+use crate::peers::{PeerError, PeerId, Peers};
+use crate::view::Views;
 
 /// Calls from one core to the other nodes.
 #[derive(Debug, Clone)]
 pub struct PeerTransport {
     peers: Peers,
-    /// The cores of each of the other nodes.
-    cores: Rc<BTreeMap<u64, CoreId>>,
+    views: Views,
 }
 
 impl PeerTransport {
-    /// Over `peers`, to these nodes.
-    pub fn new(peers: Peers, nodes: &[PeerNode]) -> Self {
-        let cores = nodes.iter().map(|node| (node.id, node.cores)).collect();
-        Self {
-            peers,
-            cores: Rc::new(cores),
-        }
+    /// Over `peers`, to the nodes of the newest of `views`.
+    pub const fn new(peers: Peers, views: Views) -> Self {
+        Self { peers, views }
     }
 
     /// The core of `node` that has `shard`.
     pub fn at(&self, node: u64, shard: u16) -> Option<PeerId> {
-        let cores = *self.cores.get(&node)?;
-        Some(PeerId {
-            node,
-            core: shard % cores,
-        })
+        let core = self.views.with(|view| view.core(node, shard))?;
+        Some(PeerId { node, core })
     }
 }
 

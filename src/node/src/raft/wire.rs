@@ -29,7 +29,7 @@
 //!  5               u8 0 accepted; 1 other vote: vote expected, vote found; 2 not flushed: optional log ids expected and found
 //!  6               u8 0 read at, log id; 1 no leader here: u8 1 if one is known, u64 replica, u64 node; 2 no quorum
 //!  8               u8 1 if the replica follows that leader, else 0
-//!  7 Join          u8 0 nothing of the shard here; 1 this replica does not lead; 2 wait; 3 admitted under an id: u64 replica;
+//!  7 Join          u8 0 nothing of the shard here; 1 this replica does not lead: u64 node that does, 0 unknown; 2 wait; 3 admitted under an id: u64 replica;
 //!                  4 it votes already; 5 there is no such replica
 //! ```
 
@@ -111,8 +111,8 @@ pub(crate) struct Join {
 pub(crate) enum JoinReply {
     /// This node has no replica of the shard either.
     Blank,
-    /// There is a replica here, and it does not lead.
-    NotLeader,
+    /// There is a replica here, and it does not lead; the node of the one that does, 0 where it does not know.
+    NotLeader(u64),
     /// It is being seen to.
     Wait,
     /// The node may start a replica of this id.
@@ -307,7 +307,10 @@ impl Wire for JoinReply {
     fn encode(&self, out: &mut BytesMut) {
         match self {
             Self::Blank => out.put_u8(0),
-            Self::NotLeader => out.put_u8(1),
+            Self::NotLeader(leader) => {
+                out.put_u8(1);
+                out.put_u64_le(*leader);
+            }
             Self::Wait => out.put_u8(2),
             Self::Admitted(replica) => {
                 out.put_u8(3);
@@ -321,7 +324,7 @@ impl Wire for JoinReply {
     fn decode(input: &mut Bytes) -> Option<Self> {
         Some(match take_u8(input)? {
             0 => Self::Blank,
-            1 => Self::NotLeader,
+            1 => Self::NotLeader(take_u64(input)?),
             2 => Self::Wait,
             3 => Self::Admitted(take_u64(input)?),
             4 => Self::Member,

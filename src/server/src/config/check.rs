@@ -30,7 +30,7 @@ const SECTIONS: &[(&str, &[&str])] = &[
             "log",
         ],
     ),
-    ("cluster", &["id", "epoch", "nodes"]),
+    ("cluster", &["id", "zone", "epoch", "nodes"]),
     (MEMBER, &["id", "addr", "cores"]),
     ("gossip", &["key_file", "listen", "advertise", "interval", "seeds"]),
     ("tls", &["ca", "certificate", "key"]),

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use bytesize::ByteSize;
 use generation_node::Replication;
 use generation_node::env::disk::BLOCK_BYTES;
+use generation_proto::limits::MAX_NAME_LEN;
 use serde::Deserialize;
 
 use super::{Config, ConfigError, wrong};
@@ -40,8 +41,10 @@ pub struct Cluster {
     pub id: Option<u128>,
     /// Epoch of the cluster's map.
     pub epoch: u32,
-    /// All nodes, this one included. Empty: this node is alone.
+    /// All nodes, this one included. Empty: this node is alone, or, with `id`, the controller's records say which nodes there are.
     pub nodes: Vec<Member>,
+    /// What fails together with this node: a rack, a room.
+    pub zone: String,
 }
 
 /// A node of the cluster.
@@ -85,6 +88,7 @@ impl Default for Cluster {
             id: None,
             epoch: 1,
             nodes: Vec::new(),
+            zone: String::new(),
         }
     }
 }
@@ -130,13 +134,24 @@ fn identity<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<
 }
 
 impl Cluster {
+    /// Whether the controller's records say which nodes there are.
+    pub const fn is_managed(&self) -> bool {
+        self.id.is_some() && self.nodes.is_empty()
+    }
+
     /// Checks the list by itself.
     pub(super) fn validate(&self) -> Result<(), ConfigError> {
-        let Self { id, epoch, nodes } = self;
+        let Self { id, epoch, nodes, zone } = self;
+        if zone.len() > MAX_NAME_LEN {
+            return wrong("cluster.zone", format!("must not be longer than {MAX_NAME_LEN} bytes"));
+        }
+        if !zone.is_empty() && !self.is_managed() {
+            return wrong(
+                "cluster.zone",
+                "means nothing where every node has a replica of every shard; leave `cluster.nodes` out for a cluster that grows, or `zone`",
+            );
+        }
         match nodes.len() {
-            0 if id.is_some() => {
-                return wrong("cluster.nodes", "must list this node where `cluster.id` is set");
-            }
             0 | 1 | 3 | 5 => {}
             2 => {
                 return wrong(
@@ -192,6 +207,17 @@ impl Config {
     pub fn member(&self, id: u64) -> Result<Option<&Member>, ConfigError> {
         let nodes = &self.cluster.nodes;
         if nodes.is_empty() {
+            let (key, told) = self
+                .advertise
+                .map_or(("listen", self.listen), |addr| ("advertise", addr));
+            if self.cluster.is_managed() && (told.ip().is_unspecified() || (told.port() == 0 && key == "advertise")) {
+                return wrong(
+                    key,
+                    format!(
+                        "nobody can reach {told}; set `advertise` to the address and port the other nodes are to use"
+                    ),
+                );
+            }
             return Ok(None);
         }
         let Some(member) = nodes.iter().find(|node| node.id == id) else {
@@ -231,7 +257,7 @@ impl Config {
 
     /// Whether shards are replicated: kept in a journal, or on several nodes. Otherwise they are in this process's memory alone.
     pub fn is_replicated(&self) -> bool {
-        self.durability == Durability::Sync || self.cluster.nodes.len() > 1
+        self.durability == Durability::Sync || self.cluster.nodes.len() > 1 || self.cluster.is_managed()
     }
 
     /// One core's part of the journals on a node of `cores`.
@@ -313,6 +339,18 @@ mod tests {
     }
 
     #[test]
+    fn an_identity_without_a_list_is_for_a_cluster_that_grows() {
+        let config = parse(&format!("listen = \"10.0.0.1:7400\"\n[cluster]\n{ID}\nzone = \"a\"\n"));
+        config.validate().unwrap();
+        assert!(config.cluster.is_managed() && config.is_replicated());
+        assert_eq!(config.member(7).unwrap(), None);
+        assert!(!parse(&cluster(3)).cluster.is_managed() && !parse("").cluster.is_managed());
+        let nowhere = parse(&format!("listen = \"0.0.0.0:7400\"\n[cluster]\n{ID}\n"));
+        let error = nowhere.member(7).unwrap_err().to_string();
+        assert!(error.contains("set `advertise`"), "{error}");
+    }
+
+    #[test]
     fn a_list_that_cannot_work_is_refused_with_the_reason() {
         let four = nodes(4);
         let other = |entry: &str| {
@@ -325,7 +363,16 @@ mod tests {
             (format!("[cluster]\n{ID}\n{four}"), "cluster.nodes", "three"),
             (format!("[cluster]\n{ID}\n{}", nodes(7)), "cluster.nodes", "too many"),
             (format!("[cluster]\n{}", nodes(3)), "cluster.id", "openssl rand"),
-            (format!("[cluster]\n{ID}"), "cluster.nodes", "list this node"),
+            (
+                format!("[cluster]\nzone = \"a\"\n{ID}\n{}", nodes(3)),
+                "cluster.zone",
+                "leave `cluster.nodes` out",
+            ),
+            (
+                format!("[cluster]\n{ID}\nzone = \"{}\"", "z".repeat(1000)),
+                "cluster.zone",
+                "must not be longer",
+            ),
             (
                 format!("[cluster]\nepoch = 0\n{}", nodes(1)),
                 "cluster.epoch",
@@ -417,7 +464,7 @@ mod tests {
             ),
             (
                 "[cluster]\nadr = 1\n",
-                "node.toml:2: unknown key `adr` in [cluster]; known are `id`, `epoch`, `nodes`",
+                "node.toml:2: unknown key `adr` in [cluster]; known are `id`, `zone`, `epoch`, `nodes`",
             ),
             (
                 "addr = \"10.0.0.1:1\"\n",

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use generation_engine::ShardConfig;
-use generation_node::{Durability, Policy, Replication, Timing};
+use generation_node::{Durability, Membership, Policy, Replication, Timing};
 
 use super::group::{self, Draw};
 use super::{Incident, IncidentKind, Plan, Scenario};
@@ -208,6 +208,7 @@ fn calm(dice: &mut Dice) -> Plan {
                 segments: 4 + dice.below(8) as usize,
                 snapshot_bytes: 4_096 * (10 + dice.below(200)),
                 timing: Timing::default(),
+                membership: Membership::Fixed,
             }),
             ..NodeSetup::default()
         },

@@ -16,7 +16,12 @@ use crate::peers::{Liveness, PeerError, Routed, SERVER_NAME};
 impl Exchange {
     pub(super) fn dial(&mut self, driver: &mut Driver, index: usize) {
         let link = &self.links[index];
-        if self.stopped || link.dialled.is_some() || link.accepted.is_some() || !link.may_dial(self.now) {
+        if self.stopped
+            || self.nodes[link.node].gone
+            || link.dialled.is_some()
+            || link.accepted.is_some()
+            || !link.may_dial(self.now)
+        {
             return;
         }
         let Some(crypto) = self.config.crypto.clone() else {
@@ -47,7 +52,7 @@ impl Exchange {
     pub(super) fn accept(&mut self, driver: &mut Driver, key: ConnectionKey) -> Routed {
         let named = self.named(driver, key);
         let known = named.and_then(|id| {
-            let place = self.nodes.iter().position(|node| node.id == id);
+            let place = self.place_of(id);
             place.ok_or_else(|| format!("node {id} is not among this node's peers"))
         });
         let verdict = known.and_then(|node| {
@@ -211,6 +216,13 @@ impl Exchange {
         }
         if connection.incarnation != 0 && connection.incarnation != hello.incarnation {
             return Err((close_code::PROTOCOL, "two hellos that differ".to_owned()));
+        }
+        if node.expected.is_some_and(|expected| expected != hello.directory) {
+            return Err(wrong(format!(
+                "node {} has another data directory than the cluster knows it by: two nodes have its id, or it has lost its disk and must \
+                 be taken in again with `generation cluster join`",
+                node.id
+            )));
         }
         let (key, node, incarnation) = (connection.key, connection.node, hello.incarnation);
         self.nodes[node].directory = Some(hello.directory);
@@ -409,26 +421,31 @@ impl Exchange {
         let link = &mut self.links[index];
         link.failed(self.now, &self.config.limits, chance);
         if link.accepted.is_none() {
-            drop(link.take_pending());
-            let links = &mut self.links;
-            let mut lost = 0;
-            self.calls.fail(
-                |of, placed| (of == index && placed.is_none()).then_some(PeerError::Unreachable),
-                |link| {
-                    links[link].calls -= 1;
-                    lost += 1;
-                },
-            );
-            self.nodes[self.links[index].node].stats.calls_lost += lost;
+            self.let_go(index);
         }
         self.keep(index);
+    }
+
+    /// Drops what waits for a connection, and has the calls among it fail.
+    pub(super) fn let_go(&mut self, index: usize) {
+        drop(self.links[index].take_pending());
+        let links = &mut self.links;
+        let mut lost = 0;
+        self.calls.fail(
+            |of, placed| (of == index && placed.is_none()).then_some(PeerError::Unreachable),
+            |link| {
+                links[link].calls -= 1;
+                lost += 1;
+            },
+        );
+        self.nodes[self.links[index].node].stats.calls_lost += lost;
     }
 
     /// Plans for the connection between two cores 0, which is kept up for the detectors: the node with the larger id leaves the
     /// dialling to the other for a while, so that usually only one is made.
     pub(super) fn keep(&mut self, index: usize) {
         let link = &mut self.links[index];
-        if self.own.core != 0 || link.peer.core != 0 {
+        if self.own.core != 0 || link.peer.core != 0 || self.nodes[link.node].gone {
             return;
         }
         let patience = self.config.limits.ping_interval * 2;
