@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use generation_proto::cluster::Verb;
 use generation_proto::reply::Stat;
 use generation_proto::{Map, Operation, RequestOptions};
 
@@ -269,6 +271,23 @@ impl Client {
             .call(To::Node(node), take, options, None, Some(timeout))
             .await?;
         Ok(answer.meta.index)
+    }
+
+    /// Asks a node, or any, about its cluster, or for a change of it ([`generation_proto::cluster`]); the body of the reply. Every change
+    /// may be asked for again. It takes the certificate of an administrator.
+    pub async fn ask_cluster(&self, node: Option<u64>, verb: Verb, body: &[u8]) -> Result<Bytes, Error> {
+        let operation = Operation::Cluster { verb, body };
+        let answer = self
+            .inner
+            .call(
+                node.map_or(To::Any, To::Node),
+                operation,
+                RequestOptions::default(),
+                None,
+                None,
+            )
+            .await?;
+        Ok(answer.body())
     }
 
     /// Asks any node for a sign of life; the time it took.

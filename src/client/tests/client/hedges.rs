@@ -156,7 +156,7 @@ async fn a_replica_that_never_answers_is_left_alone_though_nobody_waits_for_it()
             client.get("k").stale(AGE).await.unwrap();
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), left_alone).await.unwrap();
+    tokio::time::timeout(Duration::from_mins(2), left_alone).await.unwrap();
 }
 
 #[tokio::test]
