@@ -277,9 +277,9 @@ fn nodes_of_dev_die_with_it_and_it_ends_with_its_last_node() {
 #[test]
 fn dev_refuses_what_cannot_work_and_what_its_directory_was_not_made_with() {
     let directory = tempfile::tempdir().unwrap();
-    for (nodes, wanted) in [("2", "no more failures than 1"), ("7", "1, 3 or 5"), ("x", "1, 3 or 5")] {
+    for nodes in ["0", "101", "x"] {
         let message = refused(generation(directory.path()).args(["dev", "--nodes", nodes]));
-        assert!(message.contains(wanted), "{message}");
+        assert!(message.contains("take 1 to 100"), "{message}");
     }
     assert!(!directory.path().join(".generation").exists());
     let mut server = dev(directory.path(), &["--port", "0", "--shards", "4"]);

@@ -7,6 +7,7 @@ pub mod certs;
 pub mod client_config;
 pub mod cluster;
 pub mod completions;
+pub mod connection;
 pub mod dev;
 pub mod exit;
 pub mod kv;
@@ -56,6 +57,8 @@ pub enum Command {
     Serve(serve::Args),
     /// Make a certificate authority and sign certificates for nodes, clients and administrators.
     Certs(certs::Args),
+    /// Found a cluster, take nodes in and let them go, and change its configuration.
+    Cluster(cluster::Args),
     /// Show the cluster, its nodes and its shards.
     Status(status::Args),
     /// Show the counters of the nodes.
@@ -94,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Dev(args) => dev::run(&args, &globals),
         Command::Serve(args) => serve::run(&args, &globals),
         Command::Certs(args) => certs::run(&args, &globals),
+        Command::Cluster(args) => cluster::run(&args, &globals),
         Command::Status(args) => status::run(&args, &globals),
         Command::Stats(args) => stats::run(&args, &globals),
         Command::Snapshot(args) => snapshot::run(&args, &globals),

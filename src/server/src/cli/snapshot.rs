@@ -11,7 +11,7 @@ use generation_client::Client;
 use generation_node::raft::snapshot_file::{CHUNK_HEADER_BYTES, ChunkFault, Decoder, Summary, VerifyError, chunk_len};
 use serde_json::{Value, json};
 
-use super::cluster::{Connection, block_on, positive_duration};
+use super::connection::{Connection, block_on, positive_duration};
 use super::{Exit, Failure, Globals, serve};
 
 /// What the name of a complete snapshot ends with.

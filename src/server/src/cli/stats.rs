@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value, json};
 
-use super::cluster::{Connection, block_on};
+use super::connection::{Connection, block_on};
 use super::{Exit, Failure, Globals, serve};
 
 /// Options of `generation stats`.

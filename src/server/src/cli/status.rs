@@ -8,7 +8,7 @@ use generation_client::NodeStats;
 use generation_proto::map::{Map, Node};
 use serde_json::{Value, json};
 
-use super::cluster::{Connection, block_on};
+use super::connection::{Connection, block_on};
 use super::{Exit, Failure, Globals, serve};
 use crate::config::Durability;
 

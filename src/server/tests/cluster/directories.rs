@@ -35,6 +35,14 @@ fn reconfigure(cluster: &Cluster, from: &str, to: &str) {
 /// Has node 1 begin anew in another directory, with a journal so small that a snapshot is due soon.
 pub(crate) fn with_small_journal(cluster: &Cluster, directory: &str, journal: &str) {
     reconfigure(cluster, "data_dir = \"node-1\"", &format!("data_dir = \"{directory}\""));
+    // With another directory it would have to be taken into the cluster again. It is alone instead.
+    let text = fs::read_to_string(cluster.data().join("node-1.toml")).unwrap();
+    let listen = text.lines().find_map(|line| line.strip_prefix("listen = ")).unwrap();
+    reconfigure(
+        cluster,
+        "zone = \"\"",
+        &format!("nodes = [{{ id = 1, addr = {listen}, cores = 1 }}]"),
+    );
     reconfigure(
         cluster,
         "size = 268435456\nsegment = 33554432",

@@ -6,5 +6,6 @@ mod directories;
 mod disks;
 mod faults;
 mod load;
+mod membership;
 mod processes;
 mod snapshots;

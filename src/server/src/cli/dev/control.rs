@@ -26,6 +26,11 @@ const PATIENCE: Duration = Duration::from_mins(2);
 pub(super) enum Request {
     /// End this node if it runs, and start it again.
     RestartNode(u64),
+    /// Start one node more, and take it into the cluster.
+    AddNode {
+        /// Its zone; without one, the next in turn.
+        zone: Option<String>,
+    },
 }
 
 /// What is answered.

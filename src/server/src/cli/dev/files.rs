@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::founding::Founding;
+use super::founding::{Added, Founding};
 use super::{Args, CLUSTER};
 use crate::cli::Failure;
 use crate::cli::certs::write_file;
@@ -40,19 +40,12 @@ pub(super) struct NodePlan {
 }
 
 /// Writes what the nodes need; the plans are in the order of their ids.
-pub(super) fn write(
-    data: &Path,
-    args: &Args,
-    founding: &Founding,
-    cpus: &[usize],
-    ports: &[u16],
-) -> Result<Vec<NodePlan>, Failure> {
+pub(super) fn write(data: &Path, args: &Args, founding: &Founding, cpus: &[usize]) -> Result<Vec<NodePlan>, Failure> {
     let certificates = data.join("certs");
     fs::create_dir_all(&certificates)
         .map_err(|error| Failure::usage(format!("{}: {error}", certificates.display())))?;
     let now = SystemTime::now();
     let authority = authority(&certificates, now)?;
-    let hosts = ["localhost".to_owned(), "127.0.0.1".to_owned()];
     // An administrator may do all that a client may, so one certificate serves every command.
     let client = authority.issue(Role::Admin("dev".into()), &[], LIFETIME, now)?;
     write_file(&certificates.join("client.key"), client.key_pem.as_bytes(), 0o600, true)?;
@@ -62,35 +55,71 @@ pub(super) fn write(
         0o644,
         true,
     )?;
-    let listen = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
-    let nodes: Vec<(u64, SocketAddr)> = (1..).zip(ports.iter().copied().map(listen)).collect();
-    let cluster = cluster_section(founding, args, &nodes);
-    let mut plans = Vec::new();
-    for (id, listen) in nodes {
-        let issued = authority.issue(Role::Node(id), &hosts, LIFETIME, now)?;
-        let name = format!("node-{id}");
-        write_file(
-            &certificates.join(format!("{name}.key")),
-            issued.key_pem.as_bytes(),
-            0o600,
-            true,
-        )?;
-        write_file(
-            &certificates.join(format!("{name}.pem")),
-            issued.certificate_pem.as_bytes(),
-            0o644,
-            true,
-        )?;
-        let plan = NodePlan {
-            id,
-            listen,
-            config: data.join(format!("{name}.toml")),
-        };
-        let text = node_config(&plan, args, &cluster, &processors(id, args, cpus));
-        write_file(&plan.config, text.as_bytes(), 0o644, true)?;
-        plans.push(plan);
-    }
-    Ok(plans)
+    let first = (1..)
+        .zip(&founding.ports)
+        .map(|(id, port)| (id, *port, founding.zone_of(id)));
+    let added = founding
+        .added
+        .iter()
+        .map(|added| (added.id, added.port, added.zone.clone()));
+    let nodes = first.chain(added);
+    nodes
+        .map(|(id, port, zone)| write_node(data, args, founding, cpus, &authority, (id, port, &zone)))
+        .collect()
+}
+
+/// Writes what one node more needs.
+pub(super) fn write_added(
+    data: &Path,
+    args: &Args,
+    founding: &Founding,
+    cpus: &[usize],
+    added: &Added,
+) -> Result<NodePlan, Failure> {
+    let authority = authority(&data.join("certs"), SystemTime::now())?;
+    write_node(
+        data,
+        args,
+        founding,
+        cpus,
+        &authority,
+        (added.id, added.port, &added.zone),
+    )
+}
+
+fn write_node(
+    data: &Path,
+    args: &Args,
+    founding: &Founding,
+    cpus: &[usize],
+    authority: &Authority,
+    (id, port, zone): (u64, u16, &str),
+) -> Result<NodePlan, Failure> {
+    let certificates = data.join("certs");
+    let hosts = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let issued = authority.issue(Role::Node(id), &hosts, LIFETIME, SystemTime::now())?;
+    let name = format!("node-{id}");
+    write_file(
+        &certificates.join(format!("{name}.key")),
+        issued.key_pem.as_bytes(),
+        0o600,
+        true,
+    )?;
+    write_file(
+        &certificates.join(format!("{name}.pem")),
+        issued.certificate_pem.as_bytes(),
+        0o644,
+        true,
+    )?;
+    let plan = NodePlan {
+        id,
+        listen: SocketAddr::from(([127, 0, 0, 1], port)),
+        config: data.join(format!("{name}.toml")),
+    };
+    let cluster = cluster_section(founding, args, zone);
+    let text = node_config(&plan, args, &cluster, &processors(id, args, cpus));
+    write_file(&plan.config, text.as_bytes(), 0o644, true)?;
+    Ok(plan)
 }
 
 /// The authority kept in `directory`, or a new one.
@@ -113,23 +142,20 @@ fn authority(directory: &Path, now: SystemTime) -> Result<Authority, Failure> {
 /// have cores.
 fn processors(id: u64, args: &Args, cpus: &[usize]) -> Vec<usize> {
     let cores = usize::from(args.cores);
-    if usize::from(args.nodes) * cores > cpus.len() {
+    let first = (id as usize - 1) * cores;
+    if usize::from(args.nodes) * cores > cpus.len() || first + cores > cpus.len() {
         return Vec::new();
     }
-    let first = (id as usize - 1) * cores;
     cpus[first..first + cores].to_vec()
 }
 
-/// What every node is told of all nodes.
-fn cluster_section(founding: &Founding, args: &Args, nodes: &[(u64, SocketAddr)]) -> String {
-    let (Founding { id, epoch, .. }, cores) = (founding, args.cores);
-    let mut text = format!("[cluster]\nid = \"{id}\"\nepoch = {epoch}\nnodes = [\n");
-    for (id, addr) in nodes {
-        // Writing to a string cannot fail.
-        let _ = writeln!(text, "    {{ id = {id}, addr = \"{addr}\", cores = {cores} }},");
+/// What a node is told of its cluster. One that is alone and keeps nothing needs none.
+fn cluster_section(founding: &Founding, args: &Args, zone: &str) -> String {
+    let Founding { id, epoch, .. } = founding;
+    if args.is_alone() {
+        return format!("[cluster]\nepoch = {epoch}\n");
     }
-    text.push_str("]\n");
-    text
+    format!("[cluster]\nid = \"{id}\"\nepoch = {epoch}\nzone = {zone:?}\n")
 }
 
 fn node_config(plan: &NodePlan, args: &Args, cluster: &str, cpus: &[usize]) -> String {

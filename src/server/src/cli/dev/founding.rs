@@ -3,12 +3,13 @@
 //! Nodes with journals can be started again only as they were: the same nodes, cores and shards in the same cluster. Where nothing is
 //! kept (`--durability memory`), every start founds the cluster anew, under a higher epoch and in empty directories.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::Args;
 use crate::cli::certs::write_file;
@@ -30,11 +31,34 @@ pub(super) struct Founding {
     cores: u16,
     shards: u16,
     durability: Durability,
+    /// Replicas of each shard, where there are nodes enough.
+    pub(super) replication_factor: u8,
+    /// How many zones the nodes are dealt out to; 0: nothing is said of zones.
+    pub(super) zones: u16,
+    /// Nodes that were added since.
+    #[serde(default)]
+    pub(super) added: Vec<Added>,
+    /// The nodes' ports, which they keep.
+    pub(super) ports: Vec<u16>,
+}
+
+/// A node that was added to a running cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Added {
+    pub(super) id: u64,
+    pub(super) port: u16,
+    /// Its zone, if one was said.
+    pub(super) zone: String,
 }
 
 impl Founding {
     /// The cluster of the directory `data`, which the caller holds; founded now if there is none, or if it kept nothing.
-    pub(super) fn of(data: &Path, args: &Args) -> Result<Self, Failure> {
+    pub(super) fn of(
+        data: &Path,
+        args: &Args,
+        ports: impl FnOnce() -> Result<Vec<u16>, Failure>,
+    ) -> Result<Self, Failure> {
         let path = data.join(FILE);
         let kept: Option<Self> = match fs::read_to_string(&path) {
             Ok(text) => Some(toml::from_str(&text).map_err(|error| {
@@ -52,8 +76,8 @@ impl Founding {
                 kept.check(data, args)?;
                 return Ok(kept);
             }
-            Some(kept) => Self::new(kept.id, kept.epoch.saturating_add(1), args),
-            None => Self::new(draw_id()?, 1, args),
+            Some(kept) => Self::new(kept.id, kept.epoch.saturating_add(1), args, ports()?),
+            None => Self::new(draw_id()?, 1, args, ports()?),
         };
         // In this order: directories of nodes never outlive what they were founded with.
         remove_nodes(data)?;
@@ -61,7 +85,7 @@ impl Founding {
         Ok(founding)
     }
 
-    fn new(id: String, least_epoch: u32, args: &Args) -> Self {
+    fn new(id: String, least_epoch: u32, args: &Args, ports: Vec<u16>) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH);
         let now_s = now.map_or(0, |since| u32::try_from(since.as_secs()).unwrap_or(0));
         let &Args {
@@ -69,6 +93,7 @@ impl Founding {
             cores,
             shards,
             durability,
+            zones,
             ..
         } = args;
         Self {
@@ -78,7 +103,25 @@ impl Founding {
             cores,
             shards,
             durability,
+            replication_factor: args.replication_factor(),
+            zones,
+            added: Vec::new(),
+            ports,
         }
+    }
+
+    /// The zone of one of the first nodes.
+    pub(super) fn zone_of(&self, id: u64) -> String {
+        match self.zones {
+            0 => String::new(),
+            zones => format!("zone-{}", (id - 1) % u64::from(zones) + 1),
+        }
+    }
+
+    /// Adds a node, and keeps it.
+    pub(super) fn add(&mut self, data: &Path, added: Added) -> Result<(), Failure> {
+        self.added.push(added);
+        write_file(&data.join(FILE), self.text().as_bytes(), 0o644, true)
     }
 
     /// Refuses what the directory was not founded with.
@@ -88,13 +131,16 @@ impl Founding {
             ("--nodes", number(self.nodes), number(args.nodes)),
             ("--cores", number(self.cores), number(args.cores)),
             ("--shards", number(self.shards), number(args.shards)),
+            ("--zones", number(self.zones), number(args.zones)),
             (
                 "--durability",
                 self.durability.name().to_owned(),
                 args.durability.name().to_owned(),
             ),
         ];
-        match options.iter().find(|(_, kept, asked)| kept != asked) {
+        let first = self.ports.first().copied().unwrap_or(0);
+        let port = (args.port > 0 && args.port != first).then(|| ("--port", number(first), number(args.port)));
+        match options.iter().chain(&port).find(|(_, kept, asked)| kept != asked) {
             None => Ok(()),
             Some((option, kept, asked)) => Err(Failure::usage(format!(
                 "{data} holds a cluster of {option} {kept}, not {asked}; start it with {option} {kept}, name another directory with --data, \
@@ -112,7 +158,16 @@ impl Founding {
             cores,
             shards,
             durability,
+            replication_factor,
+            zones,
+            added,
+            ports,
         } = self;
+        let mut more = String::new();
+        for Added { id, port, zone } in added {
+            // Writing to a string cannot fail.
+            let _ = write!(more, "\n[[added]]\nid = {id}\nport = {port}\nzone = {zone:?}\n");
+        }
         format!(
             "# Written by `generation dev` when it founded the cluster whose nodes lie beside this file.\n\
              id = \"{id}\"\n\
@@ -120,7 +175,11 @@ impl Founding {
              nodes = {nodes}\n\
              cores = {cores}\n\
              shards = {shards}\n\
-             durability = \"{}\"\n",
+             durability = \"{}\"\n\
+             replication_factor = {replication_factor}\n\
+             zones = {zones}\n\
+             ports = {ports:?}\n\
+             {more}",
             durability.name()
         )
     }
@@ -162,14 +221,19 @@ mod tests {
         Line::parse_from([&["dev"], line].concat()).args
     }
 
+    #[allow(clippy::unnecessary_wraps, reason = "choosing ports may fail")]
+    fn ports() -> Result<Vec<u16>, Failure> {
+        Ok(vec![7400, 7401, 7402])
+    }
+
     #[test]
     fn what_is_kept_is_started_as_it_was() {
         let directory = tempfile::tempdir().unwrap();
         let data = directory.path();
-        let founded = Founding::of(data, &args(&["--nodes", "3"])).unwrap();
+        let founded = Founding::of(data, &args(&["--nodes", "3"]), ports).unwrap();
         fs::create_dir(data.join("node-1")).unwrap();
         assert_eq!(
-            Founding::of(data, &args(&["--nodes", "3", "--memory", "1GiB"])).unwrap(),
+            Founding::of(data, &args(&["--nodes", "3", "--memory", "1GiB"]), ports).unwrap(),
             founded
         );
         assert!(data.join("node-1").exists());
@@ -177,12 +241,14 @@ mod tests {
             (&["--nodes", "1"][..], "--nodes 3, not 1"),
             (&["--nodes", "3", "--cores", "2"], "--cores 1, not 2"),
             (&["--nodes", "3", "--shards", "4"], "--shards 16, not 4"),
+            (&["--nodes", "3", "--port", "9000"], "--port 7400, not 9000"),
+            (&["--nodes", "3", "--zones", "3"], "--zones 0, not 3"),
             (
                 &["--nodes", "3", "--durability", "memory"],
                 "--durability sync, not memory",
             ),
         ] {
-            let failure = Founding::of(data, &args(line)).unwrap_err();
+            let failure = Founding::of(data, &args(line), ports).unwrap_err();
             assert_eq!(failure.exit, Exit::Usage);
             assert!(
                 failure.message.contains(wanted) && failure.message.contains("--data"),
@@ -190,7 +256,7 @@ mod tests {
                 failure.message
             );
         }
-        assert_eq!(Founding::of(data, &args(&["--nodes", "3"])).unwrap(), founded);
+        assert_eq!(Founding::of(data, &args(&["--nodes", "3"]), ports).unwrap(), founded);
     }
 
     #[test]
@@ -198,15 +264,15 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let data = directory.path();
         let memory = args(&["--durability", "memory"]);
-        let first = Founding::of(data, &memory).unwrap();
+        let first = Founding::of(data, &memory, ports).unwrap();
         for name in ["node-1", "certs", "node-x"] {
             fs::create_dir(data.join(name)).unwrap();
         }
-        let second = Founding::of(data, &memory).unwrap();
+        let second = Founding::of(data, &memory, ports).unwrap();
         assert_eq!(second.id, first.id);
         assert!(second.epoch > first.epoch);
         assert!(!data.join("node-1").exists() && data.join("certs").exists() && data.join("node-x").exists());
-        let third = Founding::of(data, &args(&["--nodes", "5"])).unwrap();
+        let third = Founding::of(data, &args(&["--nodes", "5"]), ports).unwrap();
         assert!(third.epoch > second.epoch);
     }
 
@@ -214,7 +280,7 @@ mod tests {
     fn a_file_that_cannot_be_read_is_named() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join(FILE), "id = 3\n").unwrap();
-        let failure = Founding::of(directory.path(), &args(&[])).unwrap_err();
+        let failure = Founding::of(directory.path(), &args(&[]), ports).unwrap_err();
         assert!(failure.message.contains(FILE), "{}", failure.message);
     }
 }

@@ -7,6 +7,7 @@
 mod control;
 mod files;
 mod founding;
+mod growing;
 mod nodes;
 
 use std::net::UdpSocket;
@@ -27,8 +28,11 @@ use crate::node::NodeError;
 use crate::preflight;
 use control::{Answer, Asked, Request};
 use files::NodePlan;
-use founding::Founding;
+use founding::{Added, Founding};
 use nodes::Running;
+
+/// Most nodes that are started on one machine.
+const MAX_NODES: u16 = 100;
 
 /// Name of the cluster.
 const CLUSTER: &str = "dev";
@@ -44,16 +48,20 @@ const STOP: Duration = Duration::from_millis(1_700);
     generation dev --nodes 3                         # three nodes, of which any one may fail\n  \
     generation dev --cores 2 --memory 1GiB --json    # prints one JSON line when it accepts requests\n  \
     generation kv put greeting hello                 # in another terminal, in the same directory\n  \
-    generation dev restart-node 1                    # in another terminal: end it if it runs, start it again\n\n\
+    generation dev restart-node 1                    # in another terminal: end it if it runs, start it again\n  \
+    generation dev add-node                          # in another terminal: one node more\n\n\
     Entries lie in the directory and are there again at the next start; with --durability memory they are gone with `generation dev`.\n\
     A directory is started with the nodes, cores, shards and durability that it was made with."
 )]
 pub struct Args {
     #[command(subcommand)]
     command: Option<DevCommand>,
-    /// Nodes to start: 1, 3 or 5. Each holds a replica of every shard; any minority of them may fail.
+    /// Nodes to start. Each shard has replicas on three of them, on five where there are five, of which any minority may fail.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = number_of_nodes)]
     nodes: u16,
+    /// Zones the nodes are dealt out to; 0: none.
+    #[arg(long, value_name = "Z", default_value_t = 0)]
+    zones: u16,
     /// What an acknowledged write has survived: it is on the disks of a majority of the nodes, or in their memory.
     #[arg(long, value_name = "sync|memory", default_value = "sync", value_parser = durability)]
     durability: Durability,
@@ -90,6 +98,27 @@ enum DevCommand {
         #[arg(long, value_name = "DIR", default_value = ".generation")]
         data: PathBuf,
     },
+    /// Start one node more beside the running ones, and take it into their cluster.
+    AddNode {
+        /// Its zone; without it, the next in turn.
+        #[arg(long)]
+        zone: Option<String>,
+        /// Directory of the `generation dev` that runs.
+        #[arg(long, value_name = "DIR", default_value = ".generation")]
+        data: PathBuf,
+    },
+}
+
+impl Args {
+    /// Whether there is one node, which keeps nothing: no cluster at all.
+    fn is_alone(&self) -> bool {
+        self.nodes == 1 && self.durability == Durability::Memory
+    }
+
+    /// How many replicas each shard is to have, once there are nodes enough.
+    fn replication_factor(&self) -> u8 {
+        if self.nodes == 5 { 5 } else { 3 }
+    }
 }
 
 /// What the main thread waits for.
@@ -101,24 +130,29 @@ enum Happened {
 
 /// Runs `generation dev`.
 pub fn run(args: &Args, globals: &Globals) -> Result<Exit, Failure> {
-    if let Some(DevCommand::RestartNode { id, data }) = &args.command {
-        return restart_node(*id, data, globals);
+    match &args.command {
+        Some(DevCommand::RestartNode { id, data }) => return tell(data, &Request::RestartNode(*id), globals),
+        Some(DevCommand::AddNode { zone, data }) => {
+            return tell(data, &Request::AddNode { zone: zone.clone() }, globals);
+        }
+        None => {}
     }
     let log = Log {
         filter: args.log.clone(),
         ..Log::default()
     };
     logging::start(&log).map_err(Failure::usage)?;
-    let ports = ports(args)?;
     // Held before anything is written: nodes that run from here must keep their certificates.
     let _directory = DataDirectory::open(&args.data).map_err(NodeError::from)?;
-    let founding = Founding::of(&args.data, args)?;
-    let plans = files::write(&args.data, args, &founding, &preflight::cpus(), &ports)?;
+    let founding = Founding::of(&args.data, args, || ports(args))?;
+    let plans = files::write(&args.data, args, &founding, &preflight::cpus())?;
     let (tell, happened) = mpsc::channel();
     watch_signals(tell.clone())?;
     let mut supervisor = Supervisor {
         nodes: plans.into_iter().map(|plan| (plan, None)).collect(),
         tell: tell.clone(),
+        args,
+        founding,
     };
     let all: Vec<usize> = (0..supervisor.nodes.len()).collect();
     supervisor.start(&all)?;
@@ -131,6 +165,10 @@ pub fn run(args: &Args, globals: &Globals) -> Result<Exit, Failure> {
     let running: Vec<&Running> = supervisor.running().collect();
     let seeds: Vec<String> = running.iter().map(|node| node.addr.to_string()).collect();
     files::write_client_config(&client_config, &seeds)?;
+    if !args.is_alone() {
+        growing::grow(&client_config, &seeds, supervisor.founding.replication_factor)?;
+    }
+    let running: Vec<&Running> = supervisor.running().collect();
     let shown = std::path::absolute(&client_config).unwrap_or_else(|_| client_config.clone());
     serve::print(&announcement(&running, &shown, args, globals.json))?;
     let exit = supervisor.watch(&happened);
@@ -140,12 +178,8 @@ pub fn run(args: &Args, globals: &Globals) -> Result<Exit, Failure> {
 
 fn number_of_nodes(text: &str) -> Result<u16, String> {
     match text.parse() {
-        Ok(nodes @ (1 | 3 | 5)) => Ok(nodes),
-        Ok(nodes) if nodes > 0 && nodes < 5 => Err(format!(
-            "{nodes} nodes survive no more failures than {}; take 1, 3 or 5",
-            nodes - 1
-        )),
-        _ => Err("take 1, 3 or 5".to_owned()),
+        Ok(nodes @ 1..=MAX_NODES) => Ok(nodes),
+        _ => Err(format!("take 1 to {MAX_NODES}")),
     }
 }
 
@@ -155,8 +189,9 @@ fn durability(text: &str) -> Result<Durability, String> {
     found.ok_or_else(|| "take sync or memory".to_owned())
 }
 
-fn restart_node(id: u64, data: &Path, globals: &Globals) -> Result<Exit, Failure> {
-    match control::ask(data, &Request::RestartNode(id))? {
+/// Has the `generation dev` that runs on `data` do something.
+fn tell(data: &Path, request: &Request, globals: &Globals) -> Result<Exit, Failure> {
+    match control::ask(data, request)? {
         Answer::Running { id, addr, pid } => serve::print(&if globals.json {
             format!("{}\n", serde_json::json!({ "id": id, "addr": addr, "pid": pid }))
         } else {
@@ -201,12 +236,14 @@ fn watch_signals(tell: mpsc::Sender<Happened>) -> Result<(), Failure> {
 }
 
 /// The nodes, those that run and those that do not.
-struct Supervisor {
+struct Supervisor<'a> {
     nodes: Vec<(NodePlan, Option<Running>)>,
     tell: mpsc::Sender<Happened>,
+    args: &'a Args,
+    founding: Founding,
 }
 
-impl Supervisor {
+impl Supervisor<'_> {
     fn running(&self) -> impl Iterator<Item = &Running> {
         self.nodes.iter().filter_map(|(_, running)| running.as_ref())
     }
@@ -234,8 +271,11 @@ impl Supervisor {
             match happened.recv() {
                 Ok(Happened::Signal) | Err(mpsc::RecvError) => return Exit::Ok,
                 Ok(Happened::Asked(asked)) => {
-                    let answer = match asked.request {
+                    let answer = match asked.request.clone() {
                         Request::RestartNode(id) => self.restart(id),
+                        Request::AddNode { zone } => self
+                            .add(zone)
+                            .unwrap_or_else(|failure| Answer::Refused(failure.message)),
                     };
                     asked.answer(&answer);
                 }
@@ -268,7 +308,8 @@ impl Supervisor {
             running.stop();
             running.wait(STOP);
         }
-        match self.start(&[place]) {
+        let started = self.start(&[place]).and_then(|()| self.take_in(place));
+        match started {
             Ok(()) => match &self.nodes[place].1 {
                 Some(running) => Answer::Running {
                     id,
@@ -278,6 +319,53 @@ impl Supervisor {
                 None => Answer::Refused(format!("node {id} has ended at once")),
             },
             Err(failure) => Answer::Refused(format!("{}; `generation dev` has printed why", failure.message)),
+        }
+    }
+
+    /// Has the node at `place` belong to the cluster: one that has lost its directory, or is new, does not.
+    fn take_in(&self, place: usize) -> Result<(), Failure> {
+        match &self.nodes[place].1 {
+            Some(running) if !self.args.is_alone() => {
+                let others: Vec<String> = self.running().map(|node| node.addr.to_string()).collect();
+                growing::add(&self.args.data.join("client.toml"), &running.addr.to_string(), &others)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn add(&mut self, zone: Option<String>) -> Result<Answer, Failure> {
+        if self.args.is_alone() {
+            let message = "a node that is alone and keeps nothing takes in no other; start `generation dev` with --nodes 3, or without \
+                           --durability memory";
+            return Ok(Answer::Refused(message.to_owned()));
+        }
+        let id = self.nodes.iter().map(|(plan, _)| plan.id).max().unwrap_or(0) + 1;
+        let free = || Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port());
+        let taken: Vec<u16> = self.nodes.iter().map(|(plan, _)| plan.listen.port()).collect();
+        let next = taken.iter().max().and_then(|port| port.checked_add(1));
+        let next = next.filter(|port| self.args.port > 0 && UdpSocket::bind(("127.0.0.1", *port)).is_ok());
+        let port = next.map_or_else(free, Ok);
+        let port = port.map_err(|error: std::io::Error| Failure::usage(format!("no free port: {error}")))?;
+        let added = Added {
+            id,
+            port,
+            zone: zone.unwrap_or_else(|| self.founding.zone_of(id)),
+        };
+        let plan = files::write_added(&self.args.data, self.args, &self.founding, &preflight::cpus(), &added)?;
+        self.founding.add(&self.args.data, added)?;
+        self.nodes.push((plan, None));
+        let place = self.nodes.len() - 1;
+        self.start(&[place])?;
+        self.take_in(place)?;
+        let seeds: Vec<String> = self.running().map(|node| node.addr.to_string()).collect();
+        files::write_client_config(&self.args.data.join("client.toml"), &seeds)?;
+        match &self.nodes[place].1 {
+            Some(running) => Ok(Answer::Running {
+                id,
+                addr: running.addr.to_string(),
+                pid: running.pid,
+            }),
+            None => Ok(Answer::Refused(format!("node {id} has ended at once"))),
         }
     }
 

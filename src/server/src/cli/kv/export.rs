@@ -18,7 +18,7 @@ use super::progress::{Progress, per_second};
 use super::records::Format;
 use super::write::Writer;
 use super::{Prefix, ReadOptions};
-use crate::cli::cluster::Connection;
+use crate::cli::connection::Connection;
 use crate::cli::{Exit, Failure, Globals};
 
 /// Entries a page is asked for.

@@ -30,7 +30,7 @@ use super::WriteOptions;
 use super::output::{Output, Stop, escape};
 use super::progress::{Progress, per_second};
 use super::records::{BadLine, Batch, Format, Reader, Step};
-use crate::cli::cluster::Connection;
+use crate::cli::connection::Connection;
 use crate::cli::{Exit, Failure, Globals, State};
 
 /// Most entries of a batch.
@@ -57,7 +57,7 @@ pub(crate) struct Args {
     #[arg(long)]
     format: Option<Format>,
     /// Time to live of entries whose line gives none.
-    #[arg(long, value_name = "DURATION", value_parser = crate::cli::cluster::positive_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = crate::cli::connection::positive_duration)]
     ttl: Option<Duration>,
     /// Leave keys that exist as they are.
     #[arg(long)]

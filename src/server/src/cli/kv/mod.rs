@@ -21,7 +21,7 @@ use clap::Subcommand;
 use generation_client::{Client, Consistency, Meta, Scan, SessionToken, WriteReply};
 
 use self::output::{Output, Row, Stop, escape};
-use super::cluster::{Connection, block_on, positive_duration};
+use super::connection::{Connection, block_on, positive_duration};
 use super::{Exit, Failure, Globals};
 
 /// Options of `generation kv`.

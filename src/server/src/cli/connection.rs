@@ -20,19 +20,23 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects to the cluster that the options select.
-    pub async fn connect(&self) -> Result<Client, Failure> {
+    /// The configuration that the options select.
+    pub fn config(&self) -> Result<ClientConfig, Failure> {
         let path = self.selection.find()?;
-        let config = ClientConfig::load(&path).map_err(|error| {
+        ClientConfig::load(&path).map_err(|error| {
             let remedy = if path.exists() {
                 ""
             } else {
                 "; `generation dev` writes one into its data directory"
             };
             Failure::usage(format!("{error}{remedy}"))
-        })?;
+        })
+    }
+
+    /// Connects to the cluster that the options select.
+    pub async fn connect(&self) -> Result<Client, Failure> {
         let client = Client::builder()
-            .config(config)
+            .config(self.config()?)
             .name(concat!("generation-cli/", env!("CARGO_PKG_VERSION")))
             .timeout(self.timeout)
             .connect_timeout(self.timeout.min(Duration::from_secs(3)))
