@@ -203,16 +203,13 @@ impl CoreSocket {
     pub fn receive(&self, limit: usize, datagrams: &mut Vec<Datagram>) -> usize {
         let mut inbox = self.inbox.borrow_mut();
         let before = datagrams.len();
-        // What is ready was received a moment ago, and if the kernel had more it said so.
-        let mut exhausted = !inbox.ready.is_empty() && !inbox.full;
         loop {
             let wanted = limit - (datagrams.len() - before);
             let take = wanted.min(inbox.ready.len());
             datagrams.extend(inbox.ready.drain(..take));
-            if datagrams.len() - before == limit || exhausted || !self.fill(&mut inbox) {
+            if datagrams.len() - before == limit || !self.fill(&mut inbox) {
                 return datagrams.len() - before;
             }
-            exhausted = !inbox.full;
         }
     }
 
