@@ -322,7 +322,10 @@ fn the_controller_outlives_its_leader() {
 #[test]
 fn nodes_that_do_not_belong_are_told_why() {
     let (mut sim, lanes) = cluster(10, 3, 3);
-    let info = describe(&mut sim, lanes[2]);
+    let info = NodeInfo {
+        records: 0,
+        ..describe(&mut sim, lanes[2])
+    };
     let mut refused = |info: &NodeInfo, part: &str| {
         let mut body = BytesMut::new();
         info.encode(&mut body);
@@ -391,6 +394,25 @@ fn nodes_that_do_not_belong_are_told_why() {
     let before = describe(&mut sim, lanes[0]).records;
     order(&mut sim, lanes[0], Verb::Join, &body);
     assert_eq!(describe(&mut sim, lanes[0]).records, before);
+}
+
+#[test]
+fn two_clusters_founded_apart_are_never_one() {
+    let mut sim = Sim::new(12, Weather::default());
+    let nodes: Vec<usize> = (0..2).map(|_| sim.node(&setup(1))).collect();
+    let lanes: Vec<Lane> = nodes.iter().map(|node| admin(&mut sim, *node)).collect();
+    for lane in &lanes {
+        found(&mut sim, *lane, 3);
+    }
+    let mut body = BytesMut::new();
+    describe(&mut sim, lanes[1]).encode(&mut body);
+    let refused = ask(&mut sim, lanes[0], Verb::Join, &body);
+    assert_eq!(status(&refused), Status::InvalidArgument);
+    assert!(refused.message.unwrap().contains("founded apart"));
+    let records = order(&mut sim, lanes[0], Verb::Records, &[]);
+    let refused = ask(&mut sim, lanes[1], Verb::Adopt, &records);
+    assert_eq!(status(&refused), Status::InvalidArgument, "{:?}", refused.message);
+    settled(&mut sim, lanes[1], 1);
 }
 
 #[test]

@@ -4,8 +4,8 @@
 //! any node may be asked.
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use generation_engine::cluster::records::{Config, Controller as Group, Node, REPLICATION_FACTORS, Record, Shard};
-use generation_engine::cluster::{Cluster, Step};
+use generation_engine::cluster::records::{Config, Node, REPLICATION_FACTORS};
+use generation_engine::cluster::{Cluster, Step, placement};
 use generation_proto::Status;
 use generation_proto::cluster::{Founding, NodeInfo, Verb};
 use openraft_rt::{AsyncRuntime as _, Instant as _};
@@ -152,11 +152,10 @@ impl<D: Disk> Controller<D> {
             replace_after_ms,
             ..Config::new(info.cluster.clone(), info.cluster_id, info.shards, replication_factor)
         };
-        let node = Node::new(info.node, info.addr, info.zone.clone(), info.cores, info.directory);
-        let shards = (0..info.shards).map(|shard| Record::Shard(Shard::new(shard, 1, [info.node])));
+        let node = Node::new(info.node, info.addr, info.zone, info.cores, info.directory);
         // What makes the cluster comes last, so that who died before may do all of it again.
-        let records = [Record::Controller(Group::new([info.node])), Record::Node(node)];
-        let records = records.into_iter().chain(shards).chain([Record::Config(config)]);
+        let records = placement::found(&config, &[node], self.own.epoch);
+        let records = records.map_err(|error| refused(error.to_string()))?;
         let mut changes = Vec::new();
         for record in records {
             let step = Step::new(&self.cluster.borrow(), &record, "the cluster is founded");
@@ -199,6 +198,16 @@ impl<D: Disk> Controller<D> {
             }
             Some(_) => {}
         }
+        let of_another_history = |(key, value, version): (&[u8], &[u8], u64)| {
+            let own = self.cluster.borrow();
+            let mut own = own.delta(version - 1).take_while(|(.., other)| *other == version);
+            own.any(|(own_key, own_value, _)| (own_key, own_value) != (key, value))
+        };
+        if records.delta(0).any(of_another_history) {
+            return Err(refused(
+                "this node belongs to another cluster of the same name and identity, which was founded apart; give it an empty data directory",
+            ));
+        }
         let taken = self.cluster.borrow_mut().apply_delta(body);
         taken.map_err(|error| refused(error.to_string()))?;
         self.hand_out().await;
@@ -218,6 +227,13 @@ impl<D: Disk> Controller<D> {
             return Err(refused(format!(
                 "nobody can reach {}; set `advertise` in the configuration of node {}",
                 info.addr, info.node
+            )));
+        }
+        if info.records > 0 && self.cluster.borrow().node(info.node).is_none() {
+            return Err(refused(format!(
+                "node {} belongs to another cluster of the same name and identity, which was founded apart from this one; give it an empty data \
+                 directory",
+                info.node
             )));
         }
         if info.shards != self.own.info.shards {

@@ -147,11 +147,11 @@ pub(crate) struct Controller<D: Disk> {
     led: RefCell<Vec<Led>>,
     reported: RefCell<(Instant, Report)>,
     pulled: Cell<Instant>,
-    pulling: Cell<bool>,
     /// The last entry of its group that was taken into the copy.
     read: Cell<u64>,
     planned: Cell<Instant>,
     introduced: Cell<Instant>,
+    introducing: Cell<bool>,
     clocks: RefCell<Clocks>,
     gossiping: Gossiping,
     /// Since when nothing is heard of a node.
@@ -248,10 +248,10 @@ impl<D: Disk> Controller<D> {
             led: RefCell::default(),
             reported: RefCell::new((now, Report::default())),
             pulled: Cell::new(now),
-            pulling: Cell::new(false),
             read: Cell::new(0),
             planned: Cell::new(now),
             introduced: Cell::new(now),
+            introducing: Cell::new(false),
             clocks: RefCell::default(),
             gossiping: Gossiping::new(config.gossip.clone()),
             silent: RefCell::default(),
@@ -319,14 +319,14 @@ impl<D: Disk> Controller<D> {
         self.replica().is_some_and(|replica| replica.leads())
     }
 
-    async fn run(&self) {
+    async fn run(self: Rc<Self>) {
         while !self.shards.journal().is_stopped() {
             self.step().await;
             Runtime::sleep(STEP).await;
         }
     }
 
-    async fn step(&self) {
+    async fn step(self: &Rc<Self>) {
         let now = CoreInstant::now().get();
         self.read_group();
         if self.replica().is_none() {
@@ -342,7 +342,7 @@ impl<D: Disk> Controller<D> {
         } else {
             self.progress.replace(Progress::default());
         }
-        self.introduce(now).await;
+        self.introduce(now);
     }
 
     /// Takes what the group has applied into the copy.
@@ -383,10 +383,10 @@ impl<D: Disk> Controller<D> {
         while self.saving.get() {
             Runtime::sleep(PAUSE).await;
         }
-        let cluster = self.cluster.borrow().clone();
-        if cluster.version() <= self.told.get() {
+        if self.cluster.borrow().version() <= self.told.get() {
             return;
         }
+        let cluster = self.cluster.borrow().clone();
         self.saving.set(true);
         let saved = kept::save(&self.disk, &cluster).await;
         self.saving.set(false);
@@ -484,7 +484,7 @@ impl<D: Disk> Controller<D> {
         let version = self.cluster.borrow().version();
         let heard = self.gossiping.newest_records() > version
             || self.heard.borrow().values().any(|heard| heard.report.records > version);
-        if !heard && now.saturating_duration_since(self.pulled.get()) < PULL || self.pulling.get() {
+        if !heard && now.saturating_duration_since(self.pulled.get()) < PULL {
             return;
         }
         self.pulled.set(now);
@@ -517,6 +517,7 @@ impl<D: Disk> Controller<D> {
         let mut silent = self.silent.borrow_mut();
         let others = self.others();
         silent.retain(|node, _| others.contains(node));
+        self.heard.borrow_mut().retain(|node, _| others.contains(node));
         for node in others {
             if self.peers.is_alive(node) {
                 silent.remove(&node);

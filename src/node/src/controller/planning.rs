@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
@@ -102,22 +103,28 @@ impl<D: Disk> Controller<D> {
     }
 
     /// Says what this node is, where the records say otherwise: it has another address, or other cores, than before its restart.
-    pub(super) async fn introduce(&self, now: Instant) {
+    /// The answer may take long, and nothing waits for it.
+    pub(super) fn introduce(self: &Rc<Self>, now: Instant) {
         let info = self.describe();
         let is_known = {
             let cluster = self.cluster.borrow();
             let Some(known) = cluster.node(info.node) else { return };
             known.addr == info.addr && known.cores == info.cores && known.zone == info.zone
         };
-        if is_known || now.saturating_duration_since(self.introduced.get()) < INTRODUCE {
+        let rests = now.saturating_duration_since(self.introduced.get()) < INTRODUCE;
+        if is_known || rests || self.introducing.replace(true) {
             return;
         }
         self.introduced.set(now);
         let mut body = BytesMut::new();
         info.encode(&mut body);
-        if let Err((_, message)) = self.ask_controller(Verb::Join, body.freeze()).await {
-            tracing::warn!(message, "the cluster does not know where this node is by now");
-        }
+        let this = Rc::clone(self);
+        self.shards.spawn(async move {
+            if let Err((_, message)) = this.ask_controller(Verb::Join, body.freeze()).await {
+                tracing::warn!(message, "the cluster does not know where this node is by now");
+            }
+            this.introducing.set(false);
+        });
     }
 
     /// The changes that an administrator asks for, and what is answered when they are made.
@@ -164,7 +171,8 @@ impl<D: Disk> Controller<D> {
                 let with = if with == 0 { any().unwrap_or(0) } else { with };
                 preflight::replace(&cluster, &seen, dead, with)
             }
-            Verb::Rebalance => Ok(Vec::new()),
+            // It is what the planner is at in any case; whoever asks does not wait for its next look.
+            Verb::Rebalance => Ok(plan(&cluster, &seen).steps),
             Verb::Configure => {
                 let (name, value) = decode_setting(body).ok_or_else(|| malformed(verb))?;
                 preflight::set_config(&cluster, name, value)

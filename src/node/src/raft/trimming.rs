@@ -88,12 +88,12 @@ impl<D: Disk, T: Transport> Shards<D, T> {
 
     /// Changes what a leader finds amiss about its group's members, in the background.
     pub(super) fn trim(&self, shard: u16, placed: &Rc<Placed>, replica: &Replica<D, T>) {
-        let members = replica.members();
-        let between = replica.is_between();
-        if !replica.leads() || !between {
+        let leads = replica.leads();
+        let between = leads && replica.is_between();
+        if !between {
             placed.between.set(None);
         }
-        if !replica.leads() {
+        if !leads {
             return;
         }
         if between {
@@ -115,6 +115,7 @@ impl<D: Disk, T: Transport> Shards<D, T> {
             }
             return;
         }
+        let members = replica.members();
         if members.changing {
             return;
         }

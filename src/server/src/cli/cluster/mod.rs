@@ -53,7 +53,7 @@ enum Command {
     Decommission(OfNode),
     /// Make a dead node's replicas elsewhere now instead of after `replace-after`; the node is gone for good.
     Replace(Replace),
-    /// Spread replicas evenly now.
+    /// Have the controller spread replicas evenly without waiting for its next look, and say how far it is.
     Rebalance(Rebalance),
     /// Look at the cluster's configuration, or change it.
     Config(Setting),
@@ -115,6 +115,9 @@ struct Replace {
 struct Rebalance {
     #[command(flatten)]
     connection: Connection,
+    /// Wait so long at most until it is done; 0s: do not wait.
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    wait: Duration,
 }
 
 #[derive(Debug, clap::Args)]
@@ -365,17 +368,20 @@ impl Replace {
 
 impl Rebalance {
     fn run(&self, globals: &Globals) -> Result<Exit, Failure> {
-        block_on(async {
+        let (settled, outstanding) = block_on(async {
             let client = self.connection.connect().await?;
             ask(&client, Verb::Rebalance, &[]).await?;
+            wait_until(&client, self.wait, View::is_settled).await?;
+            let view = View::of(&client).await?;
             client.close().await;
-            Ok(())
+            Ok((view.is_settled(), view.outstanding()))
         })?;
-        done(
-            globals,
-            &json!({ "rebalance": true }),
-            "replicas are spread evenly; `generation cluster status` shows how far it is",
-        )
+        let text = if settled {
+            "replicas are spread evenly".to_owned()
+        } else {
+            format!("replicas are being spread: {outstanding}")
+        };
+        done(globals, &json!({ "rebalanced": settled }), &text)
     }
 }
 
